@@ -1,0 +1,371 @@
+"""A bounded log in memory that any thread appends to and any number of readers follow.
+
+Items get numbers, 0 upwards, and never change. Each reader has a cursor of its own; a
+reader that is slow loses the oldest items, is told how many, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, cast
+
+import anyio
+
+from callbackkit.errors import StreamLagError
+
+__all__ = ["Log", "Overflow", "Reader", "Waiter", "new_waiter"]
+
+T = TypeVar("T")
+
+Overflow = Literal["drop_oldest", "error"]
+
+# Items a reader takes in a row before it lets other tasks run. Without it a producer thread
+# that is faster than its reader would keep the reader's event loop busy for ever.
+_YIELD_EVERY = 256
+
+# Read items are cut off the list once there are this many and they are half of it, so that
+# dropping one is a step of constant cost.
+_COMPACT_AT = 64
+
+
+class Log(Generic[T]):
+    """The last items appended, numbered, until a bound is reached.
+
+    Args:
+        max_items: Most items kept.
+        max_bytes: Most bytes kept, as *size* counts them; the newest item is kept whatever
+            its size. ``None`` does not count bytes.
+        size: Bytes of an item.
+        keep_read: Keep items that every reader has read, for readers that come later.
+
+    Raises:
+        ValueError: A bound below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_items: int,
+        max_bytes: int | None = None,
+        size: Callable[[T], int] | None = None,
+        keep_read: bool = False,
+    ) -> None:
+        _check_bound("max_items", max_items)
+        if max_bytes is not None:
+            _check_bound("max_bytes", max_bytes)
+            if size is None:
+                raise ValueError("max_bytes needs size, which tells the bytes of an item")
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._size = size
+        self._keep_read = keep_read
+        # Re-entrant: garbage collection may run anybody's code at any time, an append too.
+        self._lock = threading.RLock()
+        # Item number n stands at _items[_head + n - _first]; what is before _head is gone.
+        self._items: list[T | None] = []
+        self._head = 0
+        self._first = 0
+        # Sizes of the items kept, counted once: a bytearray may change behind our back.
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._parked: list[Waiter] = []
+        # Who must have read an item before it is dropped; with keep_read nobody.
+        self._readers: list[weakref.ref[Reader[T]]] = []
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._items) - self._head
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Log {state}, {len(self)} items from {self._first}>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing can be appended any more."""
+        return self._closed
+
+    # Writing, from any thread.
+
+    def append(self, item: T) -> bool:
+        """Add an item and wake who waits for it; ``False`` if the log is closed."""
+        size = 0 if self._size is None else self._size(item)
+        with self._lock:
+            if self._closed:
+                return False
+            self._items.append(item)
+            if self._size is not None:
+                self._sizes.append(size)
+                self._bytes += size
+            if len(self._items) - self._head > self._max_items or self._is_too_large():
+                self._make_room()
+            parked = self._parked
+            if parked:
+                self._parked = []
+        for waiter in parked:
+            waiter.wake()
+        return True
+
+    def close(self) -> None:
+        """Let readers end once they have read what is there. Closing twice is harmless."""
+        with self._lock:
+            self._closed = True
+            parked, self._parked = self._parked, []
+        for waiter in parked:
+            waiter.wake()
+
+    # Reading.
+
+    def reader(self, *, overflow: Overflow = "drop_oldest", from_now: bool = False) -> Reader[T]:
+        """Follow the log from the oldest item kept.
+
+        Args:
+            overflow: What a reader gets that missed items: ``"drop_oldest"`` goes on with the
+                oldest one kept and counts (:attr:`Reader.missed`), ``"error"`` raises
+                :exc:`~callbackkit.errors.StreamLagError` first.
+            from_now: Start behind the newest item instead.
+
+        The log does not keep the reader alive: one that nobody holds is forgotten.
+        """
+        if overflow not in ("drop_oldest", "error"):
+            raise ValueError(f"overflow must be 'drop_oldest' or 'error', not {overflow!r}")
+        with self._lock:
+            reader = Reader(self, overflow, self._end if from_now else self._first)
+            if not self._keep_read:
+                self._readers = [ref for ref in self._readers if ref() is not None]
+                self._readers.append(weakref.ref(reader))
+        return reader
+
+    # Everything below is called with the lock held.
+
+    @property
+    def _end(self) -> int:
+        return self._first + len(self._items) - self._head
+
+    def _is_too_large(self) -> bool:
+        return self._max_bytes is not None and self._bytes > self._max_bytes
+
+    def _make_room(self) -> None:
+        while (count := len(self._items) - self._head) > self._max_items or (
+            count > 1 and self._is_too_large()
+        ):
+            self._drop_first()
+
+    def _drop_first(self) -> T | None:
+        head = self._head
+        self._head = head + 1
+        self._first += 1
+        item, self._items[head] = self._items[head], None
+        if self._size is not None:
+            self._bytes -= self._sizes.popleft()
+        if self._head >= _COMPACT_AT and self._head * 2 >= len(self._items):
+            del self._items[: self._head]
+            self._head = 0
+        # Let go of last, when all is in order again: its __del__ may come back in here.
+        return item
+
+    def _forget_read(self) -> None:
+        """Drop what every living reader has read."""
+        if len(self._readers) == 1 and (only := self._readers[0]()) is not None:
+            while self._first < only._cursor:
+                self._drop_first()
+            return
+        readers = [reader for ref in self._readers if (reader := ref()) is not None]
+        if len(readers) < len(self._readers):
+            self._readers = [weakref.ref(reader) for reader in readers]
+        lowest = min((reader._cursor for reader in readers), default=self._end)
+        while self._first < lowest:
+            self._drop_first()
+
+
+class Reader(Generic[T]):
+    """One cursor over a log: an asynchronous iterator over its items.
+
+    Made by :meth:`Log.reader`. Iteration ends when the log is closed and read to its end, or
+    when the reader is closed. Cancellation passes through and loses no item. One task
+    iterates at a time; any task or thread may close.
+    """
+
+    def __init__(self, log: Log[T], overflow: Overflow, cursor: int) -> None:
+        self._log = log
+        self._overflow = overflow
+        self._cursor = cursor
+        self._closed = False
+        self._in_a_row = 0
+        self._missed = 0
+
+    def __repr__(self) -> str:
+        return f"<Reader at {self._cursor} of {self._log!r}, missed {self._missed}>"
+
+    @property
+    def missed(self) -> int:
+        """How many items were dropped before this reader got to them."""
+        with self._log._lock:
+            if self._closed:
+                return self._missed
+            return self._missed + max(0, self._log._first - self._cursor)
+
+    @property
+    def lag(self) -> int:
+        """How many items wait to be read, those it has missed among them."""
+        with self._log._lock:
+            return self._log._end - self._cursor
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next item, waiting for it.
+
+        Raises:
+            StreamLagError: Items were missed and *overflow* is ``"error"``; reading on goes on
+                with the oldest item kept.
+        """
+        while True:
+            if self._in_a_row >= _YIELD_EVERY:
+                self._in_a_row = 0
+                # Not anyio.lowlevel.checkpoint(): importing that takes 2 ms more.
+                await anyio.sleep(0)  # noqa: ASYNC115
+            if not self._is_ready():
+                await self._park()
+            with self._log._lock:
+                if self._closed:
+                    raise StopAsyncIteration
+                if self._cursor < self._log._first:
+                    self._skip_missed()
+                if self._cursor < self._log._end:
+                    return self._take()
+                if self._log._closed:
+                    raise StopAsyncIteration
+
+    def close(self) -> None:
+        """End the iteration, also one that waits now. Closing twice is harmless."""
+        log = self._log
+        with log._lock:
+            self._missed = self.missed
+            self._closed = True
+            log._readers = [ref for ref in log._readers if ref() not in (None, self)]
+            if not log._keep_read:
+                log._forget_read()
+            parked, log._parked = log._parked, []
+        for waiter in parked:
+            waiter.wake()
+
+    def _is_ready(self) -> bool:
+        return self._cursor < self._log._end or self._closed or self._log._closed
+
+    def _take(self) -> T:
+        log = self._log
+        item = log._items[log._head + self._cursor - log._first]
+        self._cursor += 1
+        self._in_a_row += 1
+        if not log._keep_read:
+            log._forget_read()
+        return cast("T", item)
+
+    def _skip_missed(self) -> None:
+        missed = self._log._first - self._cursor
+        self._missed += missed
+        self._cursor = self._log._first
+        if self._overflow == "error":
+            raise StreamLagError(missed)
+
+    async def _park(self) -> None:
+        """Wait until something is appended or closed; the waking is only a hint."""
+        log = self._log
+        waiter = new_waiter()
+        with log._lock:
+            if self._is_ready():
+                return
+            log._parked.append(waiter)
+        self._in_a_row = 0
+        try:
+            await waiter.wait()
+        finally:
+            with log._lock:
+                if waiter in log._parked:
+                    log._parked.remove(waiter)
+
+
+# Waiting for another thread.
+
+
+class Waiter(Protocol):
+    """Something one task waits for and any thread may wake, at most once."""
+
+    def wake(self) -> None:
+        """Let the waiting task go on. Never blocks or raises; more than once is harmless."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until somebody calls :meth:`wake`."""
+        ...
+
+
+def new_waiter() -> Waiter:
+    """Return a waiter for the event loop that runs now, asyncio or trio."""
+    loop = asyncio._get_running_loop()
+    return _TrioWaiter() if loop is None or _is_trio_guest() else _AsyncioWaiter(loop)
+
+
+def _is_trio_guest() -> bool:
+    """Trio may run as a guest inside an asyncio loop; its tasks are no asyncio tasks."""
+    return asyncio.current_task() is None
+
+
+class _AsyncioWaiter:
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            self._settle()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:
+            # The loop is closed, so nobody waits any more.
+            return
+
+    def _settle(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _TrioWaiter:
+    __slots__ = ("_closed", "_event", "_token")
+
+    def __init__(self) -> None:
+        import trio
+
+        self._event = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._closed: type[Exception] = trio.RunFinishedError
+
+    def wake(self) -> None:
+        try:
+            self._token.run_sync_soon(self._event.set)
+        except self._closed:
+            # The run is over, so nobody waits any more.
+            return
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+def _check_bound(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
