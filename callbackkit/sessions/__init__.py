@@ -1,0 +1,1 @@
+"""Sessions: for now, the callbacks of one process."""
