@@ -1,0 +1,37 @@
+"""What the tests of an application want, imported when first used.
+
+The fixtures of :mod:`callbackkit.testing.pytest_plugin` come by themselves.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+__all__ = ["AsyncMockCallback", "ManualClock", "MockCallback", "Recorder"]
+
+if TYPE_CHECKING:
+    from callbackkit.testing.clock import ManualClock
+    from callbackkit.testing.mocks import AsyncMockCallback, MockCallback
+    from callbackkit.testing.recorder import Recorder
+
+# Lazy because pytest imports this room for its plugin in every run, of whatever project.
+_HOMES: Final = {
+    "AsyncMockCallback": "callbackkit.testing.mocks",
+    "ManualClock": "callbackkit.testing.clock",
+    "MockCallback": "callbackkit.testing.mocks",
+    "Recorder": "callbackkit.testing.recorder",
+}
+
+if not TYPE_CHECKING:  # a checker would take a visible __getattr__ for "any name exists"
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value: object = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """List the lazy names too."""
+        return sorted({*globals(), *__all__})
