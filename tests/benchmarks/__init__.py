@@ -1,0 +1,1 @@
+"""Benchmarks: ratios to a limit, with the peers beside us (``python -m tests.benchmarks``)."""

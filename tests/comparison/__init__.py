@@ -1,0 +1,1 @@
+"""The same probes over callbackkit and its peers (``python -m tests.comparison``)."""

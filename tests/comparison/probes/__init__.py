@@ -1,0 +1,1 @@
+"""The probes: small programs that tell how a library takes something that goes wrong."""
