@@ -1,0 +1,175 @@
+"""callbackkit: callbacks that cannot break each other, on asyncio and trio.
+
+The everyday names live here and are imported when first used, so ``import callbackkit`` by
+itself costs next to nothing; type checkers see ordinary imports. What only tests want is in
+``callbackkit.testing``.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+__all__ = [
+    "ANY",
+    "AbandonedThreadsError",
+    "AsyncCallbackError",
+    "BacklogError",
+    "CallbackCancelledError",
+    "CallbackChain",
+    "CallbackKitError",
+    "CallbackManager",
+    "CallbackRegistry",
+    "CallbackSlot",
+    "CallbackTimeoutError",
+    "ChainResult",
+    "CompletionCallback",
+    "DispatchDepthError",
+    "DispatchResult",
+    "Dispatcher",
+    "ErrorCallback",
+    "ErrorContext",
+    "EventCallback",
+    "EventKey",
+    "EventRouter",
+    "EventStream",
+    "FunctionArgumentsError",
+    "FunctionRegistry",
+    "ObservableState",
+    "Operation",
+    "Outcome",
+    "OutcomeStatus",
+    "PerformanceStats",
+    "ProgressCallback",
+    "Registration",
+    "SlotStream",
+    "StateChangeCallback",
+    "StopChain",
+    "StreamLagError",
+    "UnknownCallError",
+    "UnknownFunctionError",
+    "monitor_callback_performance",
+    "safe_callback_execution",
+    "safe_callback_execution_sync",
+    "trace_callback",
+]
+
+if TYPE_CHECKING:
+    from callbackkit.dispatch.callbacks import (
+        CompletionCallback,
+        ErrorCallback,
+        EventCallback,
+        ProgressCallback,
+        StateChangeCallback,
+    )
+    from callbackkit.dispatch.chain import CallbackChain, ChainResult
+    from callbackkit.dispatch.dispatcher import (
+        Dispatcher,
+        safe_callback_execution,
+        safe_callback_execution_sync,
+    )
+    from callbackkit.dispatch.functions import FunctionRegistry
+    from callbackkit.dispatch.operation import Operation
+    from callbackkit.dispatch.outcome import (
+        DispatchResult,
+        ErrorContext,
+        Outcome,
+        OutcomeStatus,
+    )
+    from callbackkit.dispatch.registration import Registration
+    from callbackkit.dispatch.registry import CallbackRegistry
+    from callbackkit.dispatch.router import EventRouter
+    from callbackkit.dispatch.slot import CallbackSlot, SlotStream
+    from callbackkit.dispatch.state import ANY, ObservableState
+    from callbackkit.dispatch.stream import EventStream
+    from callbackkit.dispatch.tracing import (
+        PerformanceStats,
+        monitor_callback_performance,
+        trace_callback,
+    )
+    from callbackkit.errors import (
+        AbandonedThreadsError,
+        AsyncCallbackError,
+        BacklogError,
+        CallbackCancelledError,
+        CallbackKitError,
+        CallbackTimeoutError,
+        DispatchDepthError,
+        FunctionArgumentsError,
+        StopChain,
+        StreamLagError,
+        UnknownCallError,
+        UnknownFunctionError,
+    )
+    from callbackkit.events import EventKey
+    from callbackkit.sessions.manager import CallbackManager
+
+    __version__: str
+
+# A library is silent until the application configures logging. It stands here because every
+# import of a room passes through here; asyncio has imported `logging` by then anyway.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# Where each name lives. tests/test_exports.py holds the three lists above and below together.
+_HOMES: Final = {
+    "ANY": "callbackkit.dispatch.state",
+    "AbandonedThreadsError": "callbackkit.errors",
+    "AsyncCallbackError": "callbackkit.errors",
+    "BacklogError": "callbackkit.errors",
+    "CallbackCancelledError": "callbackkit.errors",
+    "CallbackChain": "callbackkit.dispatch.chain",
+    "CallbackKitError": "callbackkit.errors",
+    "CallbackManager": "callbackkit.sessions.manager",
+    "CallbackRegistry": "callbackkit.dispatch.registry",
+    "CallbackSlot": "callbackkit.dispatch.slot",
+    "CallbackTimeoutError": "callbackkit.errors",
+    "ChainResult": "callbackkit.dispatch.chain",
+    "CompletionCallback": "callbackkit.dispatch.callbacks",
+    "DispatchDepthError": "callbackkit.errors",
+    "DispatchResult": "callbackkit.dispatch.outcome",
+    "Dispatcher": "callbackkit.dispatch.dispatcher",
+    "ErrorCallback": "callbackkit.dispatch.callbacks",
+    "ErrorContext": "callbackkit.dispatch.outcome",
+    "EventCallback": "callbackkit.dispatch.callbacks",
+    "EventKey": "callbackkit.events",
+    "EventRouter": "callbackkit.dispatch.router",
+    "EventStream": "callbackkit.dispatch.stream",
+    "FunctionArgumentsError": "callbackkit.errors",
+    "FunctionRegistry": "callbackkit.dispatch.functions",
+    "ObservableState": "callbackkit.dispatch.state",
+    "Operation": "callbackkit.dispatch.operation",
+    "Outcome": "callbackkit.dispatch.outcome",
+    "OutcomeStatus": "callbackkit.dispatch.outcome",
+    "PerformanceStats": "callbackkit.dispatch.tracing",
+    "ProgressCallback": "callbackkit.dispatch.callbacks",
+    "Registration": "callbackkit.dispatch.registration",
+    "SlotStream": "callbackkit.dispatch.slot",
+    "StateChangeCallback": "callbackkit.dispatch.callbacks",
+    "StopChain": "callbackkit.errors",
+    "StreamLagError": "callbackkit.errors",
+    "UnknownCallError": "callbackkit.errors",
+    "UnknownFunctionError": "callbackkit.errors",
+    "monitor_callback_performance": "callbackkit.dispatch.tracing",
+    "safe_callback_execution": "callbackkit.dispatch.dispatcher",
+    "safe_callback_execution_sync": "callbackkit.dispatch.dispatcher",
+    "trace_callback": "callbackkit.dispatch.tracing",
+}
+
+if not TYPE_CHECKING:  # a checker would take a visible __getattr__ for "any name exists"
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use (PEP 562)."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: object = version(__name__)
+        elif name in _HOMES:
+            from importlib import import_module
+
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """List the lazy names too."""
+        return sorted({*globals(), *__all__, "__version__"})
