@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from callbackkit import CallbackRegistry, Dispatcher, EventKey
@@ -30,7 +32,8 @@ class Special(Event):
 
 
 def values(registry: CallbackRegistry, event_type: Any = EVENT) -> list[Any]:
-    return registry.trigger_callbacks_sync(event_type).values()
+    """Return the value of each outcome; that of a skipped one would be ``None``."""
+    return [outcome.value for outcome in registry.trigger_callbacks_sync(event_type)]
 
 
 def plans_alive() -> int:
@@ -155,6 +158,44 @@ def test_events_made_up_without_end_take_a_bounded_amount_of_memory(
     finally:
         tracemalloc.stop()
     assert many < 2.5 * few
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"timing": True}, {"timeout": 60}, {"mode": "concurrent"}, {"trace": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "awaited"])
+async def test_triggers_without_end_take_no_memory(
+    options: dict[str, Any], is_sync: bool, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("CRITICAL", "callbackkit")
+    registry = CallbackRegistry(**options)
+
+    async def waits() -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def trigger(times: int) -> int:
+        for _ in range(times):
+            if is_sync:
+                registry.trigger_callbacks_sync(EVENT)
+            else:
+                await registry.trigger_callbacks(EVENT)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    registry.add_error_callback(len)
+    for callback in (lambda: None, lambda: 1 // 0, *([] if is_sync else [waits])):
+        registry.register_callback(EVENT, callback, when=lambda: True)
+        registry.register_callback(EVENT, callback)
+    tracemalloc.start()
+    try:
+        before = await trigger(100)
+        after = await trigger(900)
+    finally:
+        tracemalloc.stop()
+    # Less than a pointer for each.
+    assert after - before < 7_000
 
 
 def test_events_nobody_listens_to_are_no_event_types(registry: CallbackRegistry):

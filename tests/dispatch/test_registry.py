@@ -885,6 +885,17 @@ async def test_when_is_asked_in_concurrent_mode_too():
     assert (await registry.trigger_callbacks(EVENT, 3)).values() == []
 
 
+@pytest.mark.parametrize("how", ["cancel", "pause"])
+def test_the_when_of_a_callback_removed_before_its_turn_is_not_asked(
+    registry: CallbackRegistry, how: str
+):
+    asked: list[int] = []
+    registry.register_callback(EVENT, lambda: getattr(later, how)())
+    later = registry.register_callback(EVENT, len, when=lambda: asked.append(1))
+    assert [one.status for one in registry.trigger_callbacks_sync(EVENT)] == ["ok", "skipped"]
+    assert asked == []
+
+
 def test_a_when_that_cancels_its_own_callback_keeps_it_from_being_called(
     registry: CallbackRegistry,
 ):

@@ -1,5 +1,6 @@
 """Any sequence of changes and triggers does what a simple model says."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
 )
 
@@ -31,23 +33,22 @@ class Child(Base):
     pass
 
 
-NAMES = ["a", "a.b", "a.c", "b.c"]
+# Few, so that they meet often.
+NAMES = ["a.b", "a.c", "b"]
 # Written out rather than computed: what each pattern or class stands for.
 MATCHES: dict[Any, set[Any]] = {
     **{name: {name} for name in NAMES},
     "a.*": {"a.b", "a.c"},
-    "a.**": {"a", "a.b", "a.c"},
-    "*.c": {"a.c", "b.c"},
-    "*": {"a"},
+    "*.c": {"a.c"},
     "**": set(NAMES),
     Base: {Base, Child},
     Child: {Child},
-    object: {Base, Child},
 }
-EVENTS = [*NAMES, Base, Child]
+EVENTS = ["a.b", "a.c", Child]
 
 event_types = st.sampled_from(list(MATCHES))
 events = st.sampled_from(EVENTS)
+ways = st.sampled_from(["sync", "awaited", "three times in one loop"])
 
 
 @attrs.define(eq=False)
@@ -155,6 +156,22 @@ class Failure(Exception):
     pass
 
 
+def step(**arguments: Any) -> Callable[[Any], Any]:
+    """A rule that changes something, then triggers an event: changes alone show little."""
+
+    def decorate(change: Any) -> Any:
+        @rule(**arguments, event=events, way=ways)
+        @functools.wraps(change)
+        def changed(self: "RegistryMachine", event: Any, way: str, **drawn: Any) -> Any:
+            result = change(self, **drawn)
+            self.trigger(event, way)
+            return result
+
+        return changed
+
+    return decorate
+
+
 class RegistryMachine(RuleBasedStateMachine):
     """Drives a registry and the model side by side."""
 
@@ -216,7 +233,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # Changes.
 
-    @rule(
+    @step(
         target=handles,
         event_type=event_types,
         priority=st.integers(-1, 1),
@@ -244,7 +261,7 @@ class RegistryMachine(RuleBasedStateMachine):
         )
         return self.register(entry)
 
-    @rule(target=handles, handle=handles, event_type=event_types, priority=st.integers(-1, 1))
+    @step(target=handles, handle=handles, event_type=event_types, priority=st.integers(-1, 1))
     def register_again(self, handle: Handle, event_type: Any, priority: int) -> Any:
         """The same callback once more, perhaps for another event."""
         known = handle.entry
@@ -260,7 +277,7 @@ class RegistryMachine(RuleBasedStateMachine):
         )
         return self.register(entry)
 
-    @rule(
+    @step(
         target=handles,
         victim=handles,
         event_type=event_types,
@@ -316,7 +333,7 @@ class RegistryMachine(RuleBasedStateMachine):
         )
         return self.register(entry)
 
-    @rule(target=handles, event_type=event_types, is_once=st.booleans())
+    @step(target=handles, event_type=event_types, is_once=st.booleans())
     def register_weakly(self, event_type: Any, is_once: bool) -> Handle:
         name = f"callback {self.model.count + 1}"
         owner = Owner(self.called, name)
@@ -329,7 +346,7 @@ class RegistryMachine(RuleBasedStateMachine):
         entry.callback = name
         return handle
 
-    @rule(data=st.data())
+    @step(data=st.data())
     def lose_an_owner(self, data: st.DataObject) -> None:
         if not self.weak:
             return
@@ -340,7 +357,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert handle.registration.callback is None
             assert not handle.registration.active
 
-    @rule(handle=handles)
+    @step(handle=handles)
     def unregister(self, handle: Handle) -> None:
         entry = handle.entry
         if entry.name in self.weak:
@@ -355,79 +372,77 @@ class RegistryMachine(RuleBasedStateMachine):
         if first is not None:
             self.model.remove(first)
 
-    @rule(event_type=event_types)
+    @step(event_type=event_types)
     def unregister_a_stranger(self, event_type: Any) -> None:
         assert self.registry.unregister_callback(event_type, self.plain("stranger")) is False
 
-    @rule(handle=handles)
+    @step(handle=handles)
     def cancel(self, handle: Handle) -> None:
         assert handle.registration.cancel() is self.model.remove(handle.entry)
         assert not handle.registration.active
 
-    @rule(handle=handles)
+    @step(handle=handles)
     def pause(self, handle: Handle) -> None:
         handle.registration.pause()
         handle.entry.is_paused = True
 
-    @rule(handle=handles)
+    @step(handle=handles)
     def resume(self, handle: Handle) -> None:
         handle.registration.resume()
         handle.entry.is_paused = False
 
-    @rule(target=mutes, event_type=event_types)
+    @precondition(lambda self: len(self.model.muted) < 2)
+    @step(target=mutes, event_type=event_types)
     def mute(self, event_type: Any) -> tuple[Any, Any]:
         muting = self.registry.muted(event_type)
         muting.__enter__()
         self.model.muted.append(event_type)
         return muting, event_type
 
-    @rule(mute=consumes(mutes))
+    @step(mute=consumes(mutes))
     def unmute(self, mute: tuple[Any, Any]) -> None:
         muting, event_type = mute
         muting.__exit__(None, None, None)
         self.model.muted.remove(event_type)
 
-    @rule()
+    @step()
     def clear(self) -> None:
         self.registry.clear()
         for entry in list(self.model.entries):
             self.model.remove(entry)
 
-    @rule(event_type=event_types)
+    @step(event_type=event_types)
     def tap_and_untap(self, event_type: Any) -> None:
         """A tap is no callback: nothing else changes."""
         self.registry.tap(lambda _event, _data: None, event_type)()
 
     # Triggers.
 
-    @rule(event=events, times=st.integers(1, 3))
-    def trigger(self, event: Any, times: int) -> None:
+    @rule(event=events, way=ways, times=st.integers(1, 3))
+    def trigger_again(self, event: Any, way: str, times: int) -> None:
+        for _ in range(times):
+            self.trigger(event, way)
+
+    def trigger(self, event: Any, way: str) -> None:
+        if way == "sync":
+            self.trigger_sync(event)
+        else:
+            times = 1 if way == "awaited" else 3
+            anyio.run(self.trigger_awaited, event, times, backend=self.backend)
+
+    def trigger_sync(self, event: Any) -> None:
+        if self.model.has_async(event):
+            with pytest.raises(AsyncCallbackError):
+                self.registry.trigger_callbacks_sync(event, "data")
+            assert self.called == []
+            return
+        expected, called = self.model.trigger(event)
+        self.check(self.registry.trigger_callbacks_sync(event, "data"), expected, called)
+
+    async def trigger_awaited(self, event: Any, times: int) -> None:
         for _ in range(times):
             expected, called = self.model.trigger(event)
-            result = anyio.run(self.registry.trigger_callbacks, event, "data", backend=self.backend)
-            self.check(result, expected, called)
-
-    @rule(event=events, times=st.integers(1, 3))
-    def trigger_sync(self, event: Any, times: int) -> None:
-        for _ in range(times):
-            if self.model.has_async(event):
-                with pytest.raises(AsyncCallbackError):
-                    self.registry.trigger_callbacks_sync(event, "data")
-                assert self.called == []
-                continue
-            expected, called = self.model.trigger(event)
-            self.check(self.registry.trigger_callbacks_sync(event, "data"), expected, called)
-
-    @rule(event=events)
-    def trigger_in_one_loop(self, event: Any) -> None:
-        """Three times without anything between."""
-
-        async def run() -> None:
-            for _ in range(3):
-                expected, called = self.model.trigger(event)
-                self.check(await self.registry.trigger_callbacks(event), expected, called)
-
-        anyio.run(run, backend=self.backend)
+            self.check(await self.registry.trigger_callbacks(event, "data"), expected, called)
 
     def check(
         self, result: DispatchResult, expected: list[tuple[str, str | None]], called: list[str]
