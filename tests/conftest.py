@@ -1,5 +1,6 @@
 """What every test shares: both event loops, how hard Hypothesis looks, no quiet skips in CI."""
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -40,6 +41,15 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The event loop an async test runs on: each one in turn."""
     backend: str = request.param
     return backend
+
+
+@pytest.fixture
+def without_collection() -> Generator[None, None, None]:
+    """Nothing is collected meanwhile: near the recursion limit any ``__del__`` would fail."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -105,9 +105,10 @@ class Listeners:
         self._patterns: dict[str, re.Pattern[str]] = {}
         self._muted: dict[EventName, int] = {}
         self._taps: dict[int, tuple[EventName | None, TapFunction]] = {}
-        # Weakly held ones whose object died. Their funeral takes the lock, which garbage
-        # collection must not.
+        # Those to be taken out that garbage collection brought: weakly held ones whose object
+        # died, and ones cancelled by somebody's __del__ in the middle of another change.
         self._dead: deque[Registration] = deque()
+        self._is_changing = False
         self._weak_count = 0
         self._has_aliases = False
 
@@ -125,6 +126,7 @@ class Listeners:
         # Written for speed, as is the way out (tests/benchmarks, "register and unregister"): "with"
         # on a lock costs twice what acquire and release cost.
         self._acquire()
+        was_changing, self._is_changing = self._is_changing, True
         try:
             timeout = self._timeout if options.timeout is None else options.timeout
             registration = Registration(
@@ -134,18 +136,16 @@ class Listeners:
             if bucket is None:
                 bucket = self._open(event)
             key = target if type(target) is FunctionType else _bucket_key(registration)
-            there = bucket.get(key)
-            if there is None:
-                bucket[key] = registration
-            else:
-                both = there if isinstance(there, list) else [there]
-                bucket[key] = [*both, registration]
+            there = bucket.setdefault(key, registration)
+            if there is not registration:
+                bucket[key] = [*(there if isinstance(there, list) else [there]), registration]
             if options is not PLAIN:
                 self._weak_count += options.weak
             self._changes += 1
             if self.plans:
                 self._forget_plans(event)
         finally:
+            self._is_changing = was_changing
             self._release()
         return registration
 
@@ -159,12 +159,26 @@ class Listeners:
     def cancel(self, registration: Registration) -> bool:
         """Take a registration out; ``False`` if it was out already."""
         self._acquire()
+        if self._is_changing:
+            return self._cancel_amid(registration)
         try:
             if self._dead:
                 self._bury_dead()
+            self._is_changing = True
             if registration.is_cancelled:
                 return False
             self._remove(registration)
+        finally:
+            self._is_changing = False
+            self._release()
+        return True
+
+    def _cancel_amid(self, registration: Registration) -> bool:
+        """Cancel while this thread is in the middle of a change: some ``__del__`` does that."""
+        try:
+            if registration.is_cancelled or registration in self._dead:
+                return False
+            self.died(registration)
         finally:
             self._release()
         return True
@@ -174,21 +188,25 @@ class Listeners:
         is_name = type(event_type) is str and "*" not in event_type
         event: EventName = event_type if is_name else pattern_key(event_type)
         self._acquire()
+        was_changing = self._is_changing
         try:
             if self._dead:
                 self._bury_dead()
+            self._is_changing = True
             bucket = self._buckets.get(event)
             if bucket is None:
                 return False
             is_function = type(callback) is FunctionType
             key = callback if is_function else _key_of(callback)
             there = bucket.get(key)
-            if there is not None and not self._weak_count and (is_function or _is_itself(callback)):
+            is_sure = not self._weak_count and not was_changing
+            if there is not None and is_sure and (is_function or _is_itself(callback)):
                 first = there[0] if isinstance(there, list) else there
                 self._take_out(first, bucket, key)
                 return True
             candidates = sorted(_flat(bucket), key=_by_sequence)
         finally:
+            self._is_changing = was_changing
             self._release()
         # Not under the lock: comparing may run anybody's __eq__.
         return any(same_callable(one.callback, callback) and self.cancel(one) for one in candidates)
@@ -215,7 +233,7 @@ class Listeners:
         """Cancel everything."""
         with self._lock:
             for registration in self.registrations():
-                self._remove(registration)
+                self.cancel(registration)
 
     def mute(self, event: EventName, count: int) -> None:
         """Count mutes of an event type, pattern or class up or down."""
@@ -284,10 +302,14 @@ class Listeners:
         self.plans.clear()
 
     def _bury_dead(self) -> None:
+        if self._is_changing:
+            return
+        self._is_changing = True
         while self._dead:
             registration = self._dead.popleft()
             if not registration.is_cancelled:
                 self._remove(registration)
+        self._is_changing = False
 
     # Reading.
 

@@ -197,7 +197,7 @@ async def test_monitoring_measures_the_awaited_time():
     before = monitored_async.stats.count
     await monitored_async(1)
     assert monitored_async.stats.count == before + 1
-    assert monitored_async.stats.max >= 0.02
+    assert monitored_async.stats.max > 0.015
 
 
 async def test_a_traced_callback_is_logged_under_the_name_it_is_given(

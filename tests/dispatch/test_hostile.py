@@ -1218,7 +1218,7 @@ def through(frames: int, call: Callable[[], Any]) -> Any:
     return call() if frames == 0 else through(frames - 1, call)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("frames", [0, 8, 30])
 @pytest.mark.parametrize("options", [{}, {"timing": True, "timeout": 60}], ids=str)
@@ -1239,7 +1239,7 @@ def test_sync_callbacks_that_recurse_end(options: Any, frames: int, count: int):
     assert all(isinstance(error, RecursionError) for error in result.errors)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"timing": True}], ids=str)
 async def test_async_callbacks_that_recurse_end(options: Any, count: int):
@@ -1259,7 +1259,7 @@ async def test_async_callbacks_that_recurse_end(options: Any, count: int):
     assert counter.calls <= 200 * count
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 def test_the_depth_error_says_what_to_look_for():
     registry = CallbackRegistry(depth_limit=7)
     registry.register_callback(EVENT, lambda: registry.trigger_callbacks_sync(EVENT))
@@ -1269,7 +1269,7 @@ def test_the_depth_error_says_what_to_look_for():
     assert "a callback triggers the event that calls it" in str(error)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("limit", [1, 2, 5, 50])
 def test_the_depth_limit_is_the_number_of_dispatches_inside_each_other(limit: int):
     registry = CallbackRegistry(depth_limit=limit)
@@ -1285,7 +1285,7 @@ def test_the_depth_limit_is_the_number_of_dispatches_inside_each_other(limit: in
     assert depths == list(range(1, limit + 1))
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("registries", [2, 5])
 def test_callbacks_that_recurse_across_registries_end(registries: int):
     ring = [CallbackRegistry() for _ in range(registries)]
@@ -1304,7 +1304,7 @@ def test_callbacks_that_recurse_across_registries_end(registries: int):
     assert all(isinstance(error, RecursionError) for error in result.errors)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("count", [1, 2])
 async def test_concurrent_callbacks_that_recurse_end(count: int):
     """Two that recurse in concurrent mode double the tasks at each level: that is stopped too."""
@@ -1324,7 +1324,7 @@ async def test_concurrent_callbacks_that_recurse_end(count: int):
     assert all(isinstance(error, DispatchDepthError) for error in result.errors)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 def test_callbacks_that_recurse_through_threads_end():
     registry = CallbackRegistry()
     results: list[DispatchResult] = []
@@ -1339,7 +1339,7 @@ def test_callbacks_that_recurse_through_threads_end():
     assert isinstance(results[0][0].error, DispatchDepthError)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 async def test_async_triggers_that_recurse_through_threads_end():
     registry = CallbackRegistry()
     registry.register_callback(EVENT, lambda: registry.trigger_callbacks_sync(EVENT), thread=True)
@@ -1348,7 +1348,7 @@ async def test_async_triggers_that_recurse_through_threads_end():
     assert isinstance(result[0].error, DispatchDepthError)
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 def test_nested_thread_callbacks_do_not_wait_for_each_other():
     """Sixty at once that each trigger another in a thread: none needs a slot another holds."""
     registry = CallbackRegistry()
@@ -1381,7 +1381,7 @@ def test_nested_thread_callbacks_do_not_wait_for_each_other():
     assert results == ["inner"] * many
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("count", [1, 2])
 def test_error_callbacks_that_recurse_end(count: int):
     registry = CallbackRegistry()
@@ -1398,7 +1398,7 @@ def test_error_callbacks_that_recurse_end(count: int):
     assert [type(error) for error in result.errors] == [ValueError] * count
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("count", [1, 2])
 async def test_async_error_callbacks_that_recurse_end(count: int):
     registry = CallbackRegistry()
@@ -1415,7 +1415,7 @@ async def test_async_error_callbacks_that_recurse_end(count: int):
     assert [type(error) for error in result.errors] == [ValueError] * count
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 @pytest.mark.parametrize("mode", ["sequential", "concurrent"])
 async def test_a_recursion_error_of_a_nested_callback_is_its_own(mode: Any):
     """It recursed by itself, not through triggers: its neighbours are called."""
@@ -1438,7 +1438,7 @@ async def test_a_recursion_error_of_a_nested_callback_is_its_own(mode: Any):
         assert result.values() == [["error", "ok", "error", "ok"]] * 2
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 def test_a_registry_works_after_a_recursion():
     registry = CallbackRegistry()
     recursion = registry.register_callback(EVENT, lambda: registry.trigger_callbacks_sync(EVENT))
@@ -1449,7 +1449,7 @@ def test_a_registry_works_after_a_recursion():
         assert registry.trigger_callbacks_sync(EVENT).values() == [42]
 
 
-@pytest.mark.usefixtures("records")
+@pytest.mark.usefixtures("records", "without_collection")
 async def test_a_finite_recursion_works():
     """A callback may well trigger its own event, as long as that ends."""
     registry = CallbackRegistry()

@@ -160,11 +160,7 @@ def test_events_made_up_without_end_take_a_bounded_amount_of_memory(
     assert many < 2.5 * few
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"timing": True}, {"timeout": 60}, {"mode": "concurrent"}, {"trace": True}],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, {"timing": True}, {"mode": "concurrent"}], ids=str)
 @pytest.mark.parametrize("is_sync", [True, False], ids=["sync", "awaited"])
 async def test_triggers_without_end_take_no_memory(
     options: dict[str, Any], is_sync: bool, caplog: pytest.LogCaptureFixture
@@ -190,12 +186,12 @@ async def test_triggers_without_end_take_no_memory(
         registry.register_callback(EVENT, callback)
     tracemalloc.start()
     try:
-        before = await trigger(100)
-        after = await trigger(900)
+        before = await trigger(50)
+        after = await trigger(500)
     finally:
         tracemalloc.stop()
     # Less than a pointer for each.
-    assert after - before < 7_000
+    assert after - before < 3_500
 
 
 def test_events_nobody_listens_to_are_no_event_types(registry: CallbackRegistry):
@@ -283,6 +279,50 @@ def test_an_object_may_die_while_it_is_looked_up_who_listens(
     assert [outcome.status for outcome in registry.trigger_callbacks_sync(EVENT)] == ["ok"]
     registry.register_callback(EVENT, lambda: "new")
     assert values(registry) == ["dropper", "new"]
+
+
+class Subscription:
+    """A handle as users write it, which ends with its last reference, or is collected."""
+
+    def __init__(self, registry: CallbackRegistry, callback: Any) -> None:
+        self.registration = registry.register_callback(EVENT, callback)
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.registration.cancel()
+
+
+@pytest.mark.parametrize("kind", ["function", "method", "object"])
+def test_handles_that_cancel_when_collected_do_no_harm(registry: CallbackRegistry, kind: str):
+    """Collections come at any moment, in the middle of other changes too."""
+    threshold = gc.get_threshold()
+    try:
+        for turn in range(1_500):
+            owner = Called()
+            callback = {"function": lambda: "mine", "method": owner.take, "object": owner}[kind]
+            Subscription(registry, callback)
+            gc.set_threshold(1 + turn % 7)
+            mine = registry.register_callback(EVENT, callback)
+            Subscription(registry, callback)
+            gc.set_threshold(*threshold)
+            assert mine in registry.listeners(EVENT)
+            assert "mine" in values(registry)
+            gc.set_threshold(1 + turn % 5)
+            mine.cancel()
+            gc.set_threshold(*threshold)
+            assert all(one.active for one in registry.listeners())
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    assert registry.listeners() == registry.event_types() == []
+
+
+class Called:
+    def take(self) -> str:
+        return "mine"
+
+    def __call__(self) -> str:
+        return "mine"
 
 
 def test_callbacks_are_not_lost_while_objects_die_in_other_threads(registry: CallbackRegistry):

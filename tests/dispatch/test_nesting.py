@@ -17,7 +17,7 @@ EVENT = "order.created"
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Any:
+def quiet(without_collection: None) -> Any:
     """Hundreds of tracebacks are no news here."""
     logging.disable(logging.CRITICAL)
     yield
