@@ -189,7 +189,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=PRESENT[-1], requires=["build"])
 def demo(session: nox.Session) -> None:
-    """Run the voice bot from the wheel."""
+    """Run the demo from the wheel."""
     install_wheel(session)
     with session.chdir(WORK):
         session.run("python", "-m", "callbackkit", "demo", *session.posargs)

@@ -13,6 +13,7 @@ __all__ = [
     "AbandonedThreadsError",
     "AsyncCallbackError",
     "BacklogError",
+    "Callback",
     "CallbackCancelledError",
     "CallbackChain",
     "CallbackKitError",
@@ -29,10 +30,17 @@ __all__ = [
     "ErrorContext",
     "EventCallback",
     "EventKey",
+    "EventReader",
     "EventRouter",
     "EventStream",
     "FunctionArgumentsError",
     "FunctionRegistry",
+    "Graph",
+    "GraphError",
+    "GraphStepsError",
+    "Node",
+    "NodeInputError",
+    "NodeOutputError",
     "ObservableState",
     "Operation",
     "Outcome",
@@ -40,15 +48,33 @@ __all__ = [
     "PerformanceStats",
     "ProgressCallback",
     "Registration",
+    "RunStatus",
+    "RunStream",
     "SlotStream",
+    "SpecialToken",
     "StateChangeCallback",
     "StopChain",
+    "StreamCancelledError",
+    "StreamClosedError",
+    "StreamEvent",
     "StreamLagError",
+    "TokenFormat",
+    "TokenParser",
+    "TokenReader",
     "UnknownCallError",
     "UnknownFunctionError",
+    "WireError",
+    "emit_token",
+    "headers_for",
     "monitor_callback_performance",
+    "ndjson",
+    "node",
+    "router",
+    "run_stream",
     "safe_callback_execution",
     "safe_callback_execution_sync",
+    "sse",
+    "text",
     "trace_callback",
 ]
 
@@ -68,12 +94,7 @@ if TYPE_CHECKING:
     )
     from callbackkit.dispatch.functions import FunctionRegistry
     from callbackkit.dispatch.operation import Operation
-    from callbackkit.dispatch.outcome import (
-        DispatchResult,
-        ErrorContext,
-        Outcome,
-        OutcomeStatus,
-    )
+    from callbackkit.dispatch.outcome import DispatchResult, ErrorContext, Outcome, OutcomeStatus
     from callbackkit.dispatch.registration import Registration
     from callbackkit.dispatch.registry import CallbackRegistry
     from callbackkit.dispatch.router import EventRouter
@@ -94,13 +115,28 @@ if TYPE_CHECKING:
         CallbackTimeoutError,
         DispatchDepthError,
         FunctionArgumentsError,
+        GraphError,
+        GraphStepsError,
+        NodeInputError,
+        NodeOutputError,
         StopChain,
+        StreamCancelledError,
+        StreamClosedError,
         StreamLagError,
         UnknownCallError,
         UnknownFunctionError,
+        WireError,
     )
     from callbackkit.events import EventKey
     from callbackkit.sessions.manager import CallbackManager
+    from callbackkit.streaming.callback import Callback, emit_token
+    from callbackkit.streaming.encoders import headers_for, ndjson, sse, text
+    from callbackkit.streaming.events import RunStatus, StreamEvent
+    from callbackkit.streaming.graph import Graph
+    from callbackkit.streaming.node import Node, node, router
+    from callbackkit.streaming.readers import EventReader, TokenReader
+    from callbackkit.streaming.run import RunStream, run_stream
+    from callbackkit.wire.special_tokens import SpecialToken, TokenFormat, TokenParser
 
     __version__: str
 
@@ -114,6 +150,7 @@ _HOMES: Final = {
     "AbandonedThreadsError": "callbackkit.errors",
     "AsyncCallbackError": "callbackkit.errors",
     "BacklogError": "callbackkit.errors",
+    "Callback": "callbackkit.streaming.callback",
     "CallbackCancelledError": "callbackkit.errors",
     "CallbackChain": "callbackkit.dispatch.chain",
     "CallbackKitError": "callbackkit.errors",
@@ -130,10 +167,17 @@ _HOMES: Final = {
     "ErrorContext": "callbackkit.dispatch.outcome",
     "EventCallback": "callbackkit.dispatch.callbacks",
     "EventKey": "callbackkit.events",
+    "EventReader": "callbackkit.streaming.readers",
     "EventRouter": "callbackkit.dispatch.router",
     "EventStream": "callbackkit.dispatch.stream",
     "FunctionArgumentsError": "callbackkit.errors",
     "FunctionRegistry": "callbackkit.dispatch.functions",
+    "Graph": "callbackkit.streaming.graph",
+    "GraphError": "callbackkit.errors",
+    "GraphStepsError": "callbackkit.errors",
+    "Node": "callbackkit.streaming.node",
+    "NodeInputError": "callbackkit.errors",
+    "NodeOutputError": "callbackkit.errors",
     "ObservableState": "callbackkit.dispatch.state",
     "Operation": "callbackkit.dispatch.operation",
     "Outcome": "callbackkit.dispatch.outcome",
@@ -141,15 +185,33 @@ _HOMES: Final = {
     "PerformanceStats": "callbackkit.dispatch.tracing",
     "ProgressCallback": "callbackkit.dispatch.callbacks",
     "Registration": "callbackkit.dispatch.registration",
+    "RunStatus": "callbackkit.streaming.events",
+    "RunStream": "callbackkit.streaming.run",
     "SlotStream": "callbackkit.dispatch.slot",
+    "SpecialToken": "callbackkit.wire.special_tokens",
     "StateChangeCallback": "callbackkit.dispatch.callbacks",
     "StopChain": "callbackkit.errors",
+    "StreamCancelledError": "callbackkit.errors",
+    "StreamClosedError": "callbackkit.errors",
+    "StreamEvent": "callbackkit.streaming.events",
     "StreamLagError": "callbackkit.errors",
+    "TokenFormat": "callbackkit.wire.special_tokens",
+    "TokenParser": "callbackkit.wire.special_tokens",
+    "TokenReader": "callbackkit.streaming.readers",
     "UnknownCallError": "callbackkit.errors",
     "UnknownFunctionError": "callbackkit.errors",
+    "WireError": "callbackkit.errors",
+    "emit_token": "callbackkit.streaming.callback",
+    "headers_for": "callbackkit.streaming.encoders",
     "monitor_callback_performance": "callbackkit.dispatch.tracing",
+    "ndjson": "callbackkit.streaming.encoders",
+    "node": "callbackkit.streaming.node",
+    "router": "callbackkit.streaming.node",
+    "run_stream": "callbackkit.streaming.run",
     "safe_callback_execution": "callbackkit.dispatch.dispatcher",
     "safe_callback_execution_sync": "callbackkit.dispatch.dispatcher",
+    "sse": "callbackkit.streaming.encoders",
+    "text": "callbackkit.streaming.encoders",
     "trace_callback": "callbackkit.dispatch.tracing",
 }
 

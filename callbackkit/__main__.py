@@ -9,10 +9,11 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import anyio
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return demo(chosen.wav, realtime=chosen.realtime)
+        return demo(chosen.file, call=chosen.call, realtime=chosen.realtime)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -42,58 +43,63 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     about = (
-        "Play a recorded phone call into a voice bot made of callbacks, some of which fail, "
-        "block and are cancelled. In a terminal it is shown live; piped, it is a transcript."
+        "Stream a text through a graph of nodes to five readers, two of which misbehave. With "
+        "--call: play a recorded phone call into a voice bot made of callbacks, some of which "
+        "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript."
     )
-    command = commands.add_parser("demo", help="show a phone call handled", description=about)
+    command = commands.add_parser("demo", help="show a text streamed", description=about)
     command.add_argument(
-        "wav", metavar="WAV", nargs="?", type=Path, help="a recording; default: one that is here"
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="a text, or - for standard input; default: the README. With --call a WAV file",
     )
+    command.add_argument("--call", action="store_true", help="show a phone call handled instead")
     pace = command.add_mutually_exclusive_group()
     pace.add_argument(
         "--realtime",
         action="store_true",
         default=None,
-        help="play as fast as it was spoken, the default in a terminal",
+        help="as fast as one reads, or as it was spoken; the default in a terminal",
     )
     pace.add_argument(
         "--fast",
         dest="realtime",
         action="store_false",
         default=None,
-        help="play as fast as possible, the default in a pipe",
+        help="as fast as possible, the default in a pipe",
     )
     return parser
 
 
-# The voice bot. It is an example, so it is no part of the package: a wheel carries a copy.
+# The programs shown. They are examples, so no part of the package: a wheel carries copies.
 
 
-class Bot(Protocol):
-    """What is shown of the voice bot of ``examples/voice_bot.py``."""
+class Show(Protocol):
+    """What is shown of an example that runs."""
 
-    state: Any
-    at: float
-    level: float
-    progress: float
-    counts: Mapping[str, int]
-
-    def answer(self, frames: Any, realtime: bool) -> Awaitable[object]:
-        """Take a call from its beginning to its end."""
+    def head(self, bar: Bar) -> Sequence[tuple[str, str]]:
+        """Return lines that tell where it stands, each with the name of a colour or ``""``."""
         ...
 
 
-def find_example(package: Path) -> Path:
-    """Return where a wheel, or else a checkout, has the source of the voice bot.
+Bar = Callable[[float, int], str]
+"""Draws a fraction with a number of columns."""
+Report = Callable[[str], None]
+Start = Callable[[Report], tuple[Show, Awaitable[object]]]
+
+
+def find_example(package: Path, name: str) -> Path:
+    """Return where a wheel, or else a checkout, has the source of an example.
 
     Raises:
         FileNotFoundError: Neither does.
     """
     places = [package / "_examples", package.parent / "examples"]
-    for path in (place / "voice_bot.py" for place in places):
+    for path in (place / name for place in places):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"voice_bot.py is neither in {places[0]} nor in {places[1]}")
+    raise FileNotFoundError(f"{name} is neither in {places[0]} nor in {places[1]}")
 
 
 def load(path: Path) -> ModuleType:
@@ -102,26 +108,68 @@ def load(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Its annotations are looked up here by whoever inspects its functions.
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
 
 
-def demo(wav: Path | None, *, realtime: bool | None) -> int:
-    """Show the voice bot answering a call.
+def demo(file: str | None, *, call: bool, realtime: bool | None) -> int:
+    """Show an example at work.
 
     Args:
-        wav: The recording; ``None`` takes the one that comes with the example.
-        realtime: Whether to play it as fast as it was spoken; ``None`` does in a terminal.
+        file: What it works on; ``None`` takes what comes with it.
+        call: Show the voice bot instead of the stream.
+        realtime: Whether to take the time that it would take; ``None`` does in a terminal.
     """
+    # The text may have letters that the terminal has not.
+    reconfigure: Callable[..., None] | None = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    is_live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    prepare = prepare_call if call else prepare_stream
     try:
-        example = load(find_example(Path(__file__).parent))
-        frames = example.read_recording(wav or example.CALL)
+        start = prepare(file, is_live if realtime is None else realtime)
     except (OSError, ValueError) as exc:
         print(f"callbackkit: {reason(exc)}", file=sys.stderr)
         return FAILED
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        return anyio.run(show_live, example.VoiceBot, frames, realtime is not False)
-    return anyio.run(print_lines, example.VoiceBot, frames, realtime is True)
+    return anyio.run(show_live if is_live else print_lines, start)
+
+
+def prepare_call(file: str | None, realtime: bool) -> Start:
+    """Return what starts the voice bot on a recording."""
+    example = load(find_example(Path(__file__).parent, "voice_bot.py"))
+    frames = example.read_recording(example.CALL if file is None else Path(file))
+
+    def start(report: Report) -> tuple[Show, Awaitable[object]]:
+        bot = example.VoiceBot(report)
+        return bot, bot.answer(frames, realtime)
+
+    return start
+
+
+def prepare_stream(file: str | None, realtime: bool) -> Start:
+    """Return what starts the stream of a text."""
+    example = load(find_example(Path(__file__).parent, "text_stream.py"))
+    if file is None:
+        source = read_readme()
+    else:
+        source = example.read_text(None if file == "-" else Path(file))
+
+    def start(report: Report) -> tuple[Show, Awaitable[object]]:
+        stream = example.TextStream(report)
+        return stream, stream.run(source, realtime)
+
+    return start
+
+
+def read_readme() -> str:
+    """Return the README, which an installed package has in its metadata."""
+    readme = Path(__file__).parents[1] / "README.md"
+    if readme.is_file() and (readme.parent / "examples").is_dir():
+        return readme.read_text("utf-8")
+    about = metadata.distribution("callbackkit").read_text("METADATA") or ""
+    return about.partition("\n\n")[2]
 
 
 def reason(exc: OSError | ValueError) -> str:
@@ -131,10 +179,7 @@ def reason(exc: OSError | ValueError) -> str:
     return str(exc)
 
 
-MakeBot = Callable[[Callable[[str], None]], Bot]
-
-
-async def print_lines(make_bot: MakeBot, frames: Any, realtime: bool) -> int:
+async def print_lines(start: Start) -> int:
     """Print the transcript as it comes; end when nobody reads it any more."""
 
     def report(line: str) -> None:
@@ -146,36 +191,43 @@ async def print_lines(make_bot: MakeBot, frames: Any, realtime: bool) -> int:
             scope.cancel()
 
     with anyio.CancelScope() as scope:
-        await make_bot(report).answer(frames, realtime)
+        await start(report)[1]
     return PIPE_CLOSED if scope.cancel_called else 0
 
 
-async def show_live(make_bot: MakeBot, frames: Any, realtime: bool) -> int:
-    """Show the call in the terminal while it goes on, then print its transcript."""
+async def show_live(start: Start) -> int:
+    """Show in the terminal what goes on, then print the transcript."""
     lines: list[str] = []
-    bot = make_bot(lines.append)
+    shown, work = start(lines.append)
     try:
         async with anyio.create_task_group() as group:
             with Screen() as screen:
-                group.start_soon(keep_drawing, screen, bot, lines)
-                await bot.answer(frames, realtime)
+                group.start_soon(keep_drawing, screen, shown, lines)
+                await work
                 group.cancel_scope.cancel()
     finally:
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(printable, lines)), flush=True)
     return 0
 
 
 # The live view.
 
-RESET, BOLD, DIM, RED, GREEN, YELLOW, CYAN = (f"\x1b[{code}m" for code in (0, 1, 2, 31, 32, 33, 36))
-STATE_COLOURS: Final = {"listening": GREEN, "thinking": YELLOW, "speaking": CYAN}
+RESET = "\x1b[0m"
+COLOURS: Final = {
+    "bold": "\x1b[1m",
+    "dim": "\x1b[2m",
+    "red": "\x1b[31m",
+    "green": "\x1b[32m",
+    "yellow": "\x1b[33m",
+    "cyan": "\x1b[36m",
+}
 REDRAW_INTERVAL: Final = 0.05
 
 
-async def keep_drawing(screen: Screen, bot: Bot, lines: Sequence[str]) -> None:
+async def keep_drawing(screen: Screen, shown: Show, lines: Sequence[str]) -> None:
     """Redraw until cancelled."""
     while True:
-        screen.draw(bot, lines)
+        screen.draw(shown, lines)
         await anyio.sleep(REDRAW_INTERVAL)
 
 
@@ -199,27 +251,20 @@ class Screen:
     ) -> None:
         self._write("\x1b[?25h\x1b[?1049l")
 
-    def draw(self, bot: Bot, lines: Sequence[str]) -> None:
-        """Show where the call stands and as many of the last lines as there is room for."""
+    def draw(self, shown: Show, lines: Sequence[str]) -> None:
+        """Show where it stands and as many of the last lines as there is room for."""
         width, height = shutil.get_terminal_size()
         # The last column stays free: what is written there may break the line.
-        rows = [self._paint(row, colour, width - 1) for row, colour in self._head(bot, width - 1)]
+        head = [
+            (row, colour)
+            for line, colour in shown.head(lambda part, less: self._bar(part, width - 1 - less))
+            for row in textwrap.wrap(line, max(width - 1, 1), drop_whitespace=False) or [""]
+        ]
+        head.append(("-" * (width - 1), "dim"))
+        rows = [self._paint(row, colour, width - 1) for row, colour in head]
         begin = max(len(lines) - max(height - len(rows), 0), 0)
         rows += [self._paint(line, colour_of(line), width - 1) for line in lines[begin:]]
         self._write("\x1b[H" + "\r\n".join(f"{row}\x1b[K" for row in rows[:height]) + "\x1b[J")
-
-    def _head(self, bot: Bot, width: int) -> list[tuple[str, str]]:
-        state = str(bot.state.value)
-        heard = 1 + bot.level / 60  # 60 dB below full scale is an empty meter
-        counts = ", ".join(f"{name} {count}" for name, count in bot.counts.items())
-        return [
-            ("callbackkit: a phone call", BOLD),
-            (f"state    {state:<10} {bot.at:5.2f} s", STATE_COLOURS.get(state, "")),
-            (f"level    {self._bar(heard, width - 17)} {bot.level:4.0f} dB", ""),
-            (f"transfer {self._bar(bot.progress, width - 17)} {bot.progress:5.0%}", ""),
-            *((row, "") for row in textwrap.wrap(counts, max(width, 1))),
-            ("-" * width, DIM),
-        ]
 
     def _bar(self, fraction: float, width: int) -> str:
         width = max(width, 0)
@@ -227,19 +272,24 @@ class Screen:
         return self._full * full + self._empty * (width - full)
 
     def _paint(self, text: str, colour: str, width: int) -> str:
-        text = text[: max(width, 0)]
-        return f"{colour}{text}{RESET}" if colour and self._has_colours else text
+        text = printable(text)[: max(width, 0)]
+        return f"{COLOURS[colour]}{text}{RESET}" if colour and self._has_colours else text
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
+def printable(line: str) -> str:
+    """Replace what a terminal would take for a command: the text comes from anybody."""
+    return "".join(char if char.isprintable() else " " for char in line)
+
+
 def colour_of(line: str) -> str:
     """Choose the colour of a line of the transcript."""
     if "  ! " in line:
-        return RED
-    return CYAN if " bot: " in line else ""
+        return "red"
+    return "cyan" if " bot: " in line or line.startswith("outline: ") else ""
 
 
 if __name__ == "__main__":

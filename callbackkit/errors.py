@@ -11,6 +11,13 @@ world does to us raises one of these::
     ├── BacklogError
     ├── DispatchDepthError          (also RecursionError)
     ├── StreamLagError
+    ├── StreamClosedError           (also RuntimeError)
+    ├── StreamCancelledError        (also RuntimeError)
+    ├── WireError                   (also ValueError)
+    ├── GraphError                  (also ValueError)
+    │   ├── NodeInputError          (also LookupError)
+    │   ├── NodeOutputError         (also TypeError)
+    │   └── GraphStepsError         (also RecursionError)
     ├── FunctionArgumentsError      (also ValueError)
     ├── UnknownFunctionError        (also LookupError)
     └── UnknownCallError            (also LookupError)
@@ -84,6 +91,51 @@ class StreamLagError(CallbackKitError):
 
     def __str__(self) -> str:
         return f"the reader is too far behind: {self.missed} items are no longer kept"
+
+
+# Streaming the tokens of a run.
+
+
+class StreamClosedError(CallbackKitError, RuntimeError):
+    """Something was emitted to a stream that has ended."""
+
+
+class StreamCancelledError(CallbackKitError, RuntimeError):
+    """The run was cancelled: told to its readers at the end, to its producers at their next token.
+
+    Attributes:
+        reason: What :meth:`~callbackkit.Callback.cancel` was given; ``""`` for nothing.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the run was cancelled: {self.reason}" if self.reason else "the run was cancelled"
+
+
+class WireError(CallbackKitError, ValueError):
+    """Text or bytes from outside that mean nothing, or are larger than may be kept."""
+
+
+# Running a graph.
+
+
+class GraphError(CallbackKitError, ValueError):
+    """A graph can't be run as it is: the message names the node or edge, and the remedy."""
+
+
+class NodeInputError(GraphError, LookupError):
+    """A node names a parameter that is no key of the state."""
+
+
+class NodeOutputError(GraphError, TypeError):
+    """A node returned something that is no mapping, or a router no node that it may choose."""
+
+
+class GraphStepsError(GraphError, RecursionError):
+    """A graph took more steps than *max_steps*."""
 
 
 # Calling functions by name.

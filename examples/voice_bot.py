@@ -193,6 +193,19 @@ class VoiceBot:
             self._is_over.set()
             line.join()
 
+    def head(self, bar: Callable[[float, int], str]) -> list[tuple[str, str]]:
+        """Return lines for a live view, each with a colour; *bar* draws a fraction."""
+        state = self.state.value
+        colours = {"listening": "green", "thinking": "yellow", "speaking": "cyan"}
+        heard = 1 + self.level / 60  # 60 dB below full scale is an empty meter
+        return [
+            ("callbackkit: a phone call", "bold"),
+            (f"state    {state:<10} {self.at:5.2f} s", colours.get(state, "")),
+            (f"level    {bar(heard, 17)} {self.level:4.0f} dB", ""),
+            (f"transfer {bar(self.progress, 17)} {self.progress:5.0%}", ""),
+            (", ".join(f"{name} {count}" for name, count in self.counts.items()), ""),
+        ]
+
     def _show_level(self, frame: bytes) -> None:
         self.level = loudness(frame)  # for a meter; in the thread of the telephone line
 

@@ -45,9 +45,9 @@ NOT_IN_SANS_IO = {"anyio", "random", "socket", "threading", "time"}
 
 DEPENDENCIES = {"anyio", "attrs", "typing_extensions"}
 # trio is there whenever it runs us, and only then: these import it inside functions.
-KNOWS_TRIO = {"buffer", "dispatch"}
+KNOWS_TRIO = {"buffer", "dispatch", "streaming"}
 # The one file of a vendor.
-VENDORS = {"testing.pytest_plugin": {"pytest"}}
+VENDORS = {"testing.pytest_plugin": {"pytest"}, "http.starlette": {"starlette"}}
 
 
 @attrs.frozen

@@ -25,7 +25,15 @@ from hypothesis.stateful import (
 )
 
 from callbackkit import StreamLagError
-from callbackkit.buffer import Log, Reader, new_waiter
+from callbackkit.buffer import (
+    Log,
+    Reader,
+    RunLog,
+    ThreadWaiter,
+    checkpoint,
+    in_event_loop,
+    new_waiter,
+)
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
@@ -659,6 +667,300 @@ async def test_a_waiter_may_be_woken_before_anybody_waits() -> None:
     waiter = new_waiter()
     await anyio.to_thread.run_sync(waiter.wake)
     await waiter.wait()
+
+
+# Waking.
+
+
+class Parking:
+    """A waiter that notes when it is woken, and may park again at once."""
+
+    def __init__(self, woken: list[str], name: str, again: RunLog[str] | None = None) -> None:
+        self.woken = woken
+        self.name = name
+        self.again = again
+
+    def wake(self) -> None:
+        self.woken.append(self.name)
+        if self.again is not None:
+            self.again._parked.append(self)
+
+    def wait(self) -> Awaitable[None]:
+        raise NotImplementedError
+
+    def renew(self) -> bool:
+        return True
+
+
+def run_log(*items: str, max_bytes: int = 1_000) -> RunLog[str]:
+    log: RunLog[str] = RunLog(max_bytes=max_bytes, sizes=total_of)
+    for item in items:
+        log.append(item)
+    return log
+
+
+def total_of(items: list[str]) -> int:
+    return sum(map(len, items))
+
+
+def test_who_parks_again_while_all_are_woken_is_not_woken_again() -> None:
+    """Or the one who wakes might never come to an end."""
+    log = run_log()
+    woken: list[str] = []
+    for name in "abc":
+        log.park(Parking(woken, name, again=log), 0)
+    log.append("x")
+    assert woken == ["a", "b", "c"]
+    assert len(log._parked) == 3
+
+
+def test_waking_goes_on_where_another_one_was_faster() -> None:
+    log = run_log()
+    woken: list[str] = []
+
+    class Faster(Parking):
+        def wake(self) -> None:
+            super().wake()
+            log.wake()
+
+    log.park(Faster(woken, "a"), 0)
+    log.park(Parking(woken, "b"), 0)
+    log.wake()
+    assert woken == ["a", "b"]
+    assert not log._parked
+
+
+def test_a_thread_waits_until_it_is_woken() -> None:
+    waiter = ThreadWaiter()
+    woken = threading.Timer(0.01, waiter.wake)
+    woken.start()
+    assert waiter.wait_in_thread()
+    woken.join()
+
+
+def test_a_thread_waits_no_longer_than_it_is_told() -> None:
+    assert not ThreadWaiter().wait_in_thread(0.001)
+    assert not ThreadWaiter().wait_in_thread(-1.0)
+
+
+def test_a_thread_that_was_woken_before_does_not_wait() -> None:
+    for timeout in (None, 0.0, float("inf"), 1e300):
+        waiter = ThreadWaiter()
+        waiter.wake()
+        waiter.wake()
+        assert waiter.wait_in_thread(timeout)
+
+
+async def test_a_checkpoint_lets_other_tasks_run_and_can_be_cancelled() -> None:
+    order: list[str] = []
+
+    async def other() -> None:
+        order.append("other")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(other)
+        # Trio begins with either of the two.
+        await checkpoint()
+        await checkpoint()
+        order.append("this")
+    assert order == ["other", "this"]
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await checkpoint()
+    assert scope.cancelled_caught
+
+
+async def test_a_thread_knows_whether_it_runs_a_loop() -> None:
+    assert in_event_loop()
+    assert not await anyio.to_thread.run_sync(in_event_loop)
+
+
+# The log of a run.
+
+
+def kept(log: RunLog[str]) -> list[str]:
+    return log.read(0, 1_000)[1]
+
+
+def test_a_run_log_keeps_what_was_read_and_numbers_it() -> None:
+    log = run_log("a", "b", "c")
+    assert log.read(0, 2) == (0, ["a", "b"], 1)
+    assert log.read(0, 2) == (0, ["a", "b"], 1)
+    assert log.read(2, 2) == (2, ["c"], 0)
+    assert log.read(3, 2) == (3, [], 0)
+    assert log.end == 3
+
+
+@pytest.mark.parametrize("max_bytes", [0, True, 1.5, None])
+def test_a_run_log_refuses_a_bound_that_makes_no_sense(max_bytes: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="max_bytes must be"):
+        RunLog(max_bytes=max_bytes, sizes=total_of)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 10, 100, 10_000])
+def test_a_run_log_keeps_about_so_many_bytes_and_tells_what_is_gone(max_bytes: int) -> None:
+    log: RunLog[str] = run_log(max_bytes=max_bytes)
+    for number in range(5_000):
+        log.append(f"{number:04}")
+    first, items, more = log.read(0, 5_000)
+    assert items == [f"{number:04}" for number in range(first, 5_000)]
+    assert more == 0
+    size = total_of(items)
+    # Sizes are counted after every max_bytes / 4096 items, at least one and at most 256.
+    assert size - 4 * 256 <= max_bytes or len(items) == 1
+    assert size > max_bytes - 5
+    assert log.end == 5_000
+    # What is gone is not held in other ways either.
+    assert len(log._items) <= 2 * len(items) + 64
+
+
+def test_a_run_log_keeps_its_newest_item_whatever_its_size() -> None:
+    log = run_log("a", "b" * 5_000, max_bytes=10)
+    assert log.append("c" * 5_000, 5_000)
+    assert log.read(0, 10) == (2, ["c" * 5_000], 0)
+
+
+def test_the_size_of_a_large_item_is_counted_at_once() -> None:
+    log = run_log(max_bytes=1_000_000)
+    for number in range(10):
+        log.append(str(number) * 400_000, 400_000)
+    assert kept(log) == ["8" * 400_000, "9" * 400_000]
+
+
+def test_a_closed_run_log_refuses_what_comes_and_keeps_what_was_there() -> None:
+    log = run_log("a")
+    log.close("end")
+    log.close("again")
+    assert not log.append("b")
+    assert not log.append("end")
+    assert kept(log) == ["a", "end"]
+    assert (log.end, log.is_closed, len(log)) == (2, True, 2)
+
+
+def test_a_run_log_may_be_closed_without_a_last_item() -> None:
+    log = run_log("a")
+    log.close()
+    assert not log.append("a")
+    assert kept(log) == ["a"]
+
+
+def test_an_item_that_is_refused_takes_no_equal_one_with_it() -> None:
+    item = "ab"
+    log = run_log(item)
+    log.close("end")
+    assert not log.append(item)
+    assert kept(log) == ["ab", "end"]
+
+
+def test_parking_is_refused_where_there_is_something_or_will_be_nothing() -> None:
+    log = run_log("a")
+    waiter = ThreadWaiter()
+    assert not log.park(waiter, 0)
+    assert not log._parked
+    assert log.park(waiter, 1)
+    log.close()
+    assert waiter.wait_in_thread(10)
+    assert not log.park(ThreadWaiter(), 1)
+    assert not log._parked
+
+
+def test_the_next_item_wakes_who_is_parked() -> None:
+    log = run_log()
+    waiter = ThreadWaiter()
+    assert log.park(waiter, 0)
+    log.append("a")
+    assert waiter.wait_in_thread(10)
+    assert not log._parked
+
+
+# What garbage collection and signal handlers may do at any time.
+
+
+class Meddling:
+    """Counts sizes, and does something else in the midst of that, at one of the calls."""
+
+    def __init__(self, at: int, meddle: Callable[[RunLog[str]], object]) -> None:
+        self.left = at
+        self.meddle = meddle
+        self.log: RunLog[str] = RunLog(max_bytes=30, sizes=self.sizes)
+
+    def sizes(self, items: list[str]) -> int:
+        self.left -= 1
+        if not self.left:
+            self.meddle(self.log)
+        return total_of(items)
+
+
+def fill(log: RunLog[str]) -> int:
+    """Append until it is refused or enough; return how many were accepted."""
+    for number in range(150):
+        if not log.append(f"{number:03}"):
+            return number
+    return 150
+
+
+# Some of them count what is new, some what is dropped, some just before the list is cut.
+@pytest.mark.parametrize("at", range(1, 150))
+def test_a_run_log_may_be_appended_to_while_it_counts(at: int) -> None:
+    appended: list[bool] = []
+    log = Meddling(at, lambda log: appended.extend(log.append("odd") for _ in range(70))).log
+    assert fill(log) == 150
+    assert appended == [True] * 70
+    first, items, _ = log.read(0, 1_000)
+    assert items[-1] == "149"
+    assert first + len(items) == log.end == 220
+    assert total_of(items) <= 36
+    assert log._bytes == total_of(items[: log._counted - log._head])
+
+
+@pytest.mark.parametrize("at", range(1, 150))
+def test_a_run_log_may_be_closed_while_it_counts(at: int) -> None:
+    log = Meddling(at, lambda log: log.close("end")).log
+    accepted = fill(log)
+    assert 0 < accepted < 150
+    first, items, _ = log.read(0, 1_000)
+    assert items[-2:] == [f"{accepted - 1:03}", "end"]
+    assert first + len(items) == log.end == accepted + 1
+    assert log._version & 1, "nobody reads it without the lock any more"
+
+
+def test_counting_that_fails_is_made_up_for() -> None:
+    def fail(_log: RunLog[str]) -> None:
+        raise MemoryError
+
+    log = Meddling(50, fail).log
+    with pytest.raises(MemoryError):
+        fill(log)
+    fill(log)
+    assert total_of(log.read(0, 1_000)[1]) <= 36
+
+
+class Last:
+    """An item whose end does something."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+
+    def __del__(self) -> None:
+        self.call()
+
+
+@pytest.mark.parametrize("what", ["append", "close"])
+def test_an_item_that_is_dropped_may_append_and_close(what: str) -> None:
+    log: RunLog[Any] = RunLog(max_bytes=3, sizes=len)
+    log.append(Last(lambda: log.append("odd") if what == "append" else log.close("end")))
+    for number in range(100):
+        if not log.append(number):
+            break
+    first, items, _ = log.read(0, 1_000)
+    assert first + len(items) == log.end
+    if what == "append":
+        assert items == [97, 98, 99]
+        assert log.end == 102
+    else:
+        assert items[-1] == "end"
+        assert not log.append("late")
+        assert log.read(0, 1_000)[1][-1] == "end"
 
 
 # The model: a plain list of what is kept, and a number for each reader.

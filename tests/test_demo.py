@@ -38,7 +38,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_piped_it_prints_the_transcript() -> None:
-    done = run("demo")
+    done = run("demo", "--call")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == TRANSCRIPT
 
@@ -46,7 +46,7 @@ def test_piped_it_prints_the_transcript() -> None:
 def test_it_plays_another_recording(tmp_path: Path) -> None:
     other = tmp_path / "other.wav"
     other.write_bytes(CALL.read_bytes())
-    assert run("demo", other).stdout.splitlines() == TRANSCRIPT
+    assert run("demo", "--call", other).stdout.splitlines() == TRANSCRIPT
 
 
 def test_real_time_takes_as_long_as_the_recording(tmp_path: Path) -> None:
@@ -55,14 +55,16 @@ def test_real_time_takes_as_long_as_the_recording(tmp_path: Path) -> None:
         wav.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
         wav.writeframes(CALL.read_bytes()[44 : 44 + 16000])
     begin = time.monotonic()
-    done = run("demo", "--realtime", second)
+    done = run("demo", "--call", "--realtime", second)
     assert time.monotonic() - begin >= 1.0
     assert done.stdout.splitlines()[:2] == TRANSCRIPT[:2]
     assert "frames 50, dropped 0" in done.stdout
 
 
 def test_it_ends_when_nobody_reads_any_more() -> None:
-    process = subprocess.Popen([*COMMAND, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--call"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
@@ -75,7 +77,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> No
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "cut.wav").write_bytes(CALL.read_bytes()[:5000])
-    done = run("demo", tmp_path / name)
+    done = run("demo", "--call", tmp_path / name)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     assert line.startswith(f"callbackkit: {tmp_path / name}: ")
@@ -83,7 +85,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> No
 
 def test_interrupted_it_ends_without_a_traceback() -> None:
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--realtime"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "demo", "--call", "--realtime"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -110,20 +112,66 @@ def test_unknown_arguments_are_refused(arguments: list[str], capsys) -> None:
     assert "usage: python -m callbackkit" in capsys.readouterr().err
 
 
-# Where the bot comes from.
+# Where the examples come from.
 
 
 @pytest.mark.parametrize("place", ["package/_examples", "examples"])
-def test_the_bot_is_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, place: str) -> None:
+def test_an_example_is_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, place: str) -> None:
     path = tmp_path / place / "voice_bot.py"
     path.parent.mkdir(parents=True)
     path.touch()
-    assert find_example(tmp_path / "package") == path
+    assert find_example(tmp_path / "package", "voice_bot.py") == path
 
 
-def test_a_missing_bot_is_told(tmp_path: Path) -> None:
+def test_a_missing_example_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"voice_bot\.py is neither in .+ nor in "):
-        find_example(tmp_path / "package")
+        find_example(tmp_path / "package", "voice_bot.py")
+
+
+# A text.
+
+POEM = "# A poem\n\nThe fog comes\non little cat feet. \u00e9\x1b[31m <graphai:END>\n"
+
+
+def spoken(output: str, name: str = "read_aloud") -> str:
+    """Put together again what a node said, from the lines of a transcript."""
+    return "\n".join(re.findall(rf"^{name}: (.*)$", output, re.MULTILINE))
+
+
+def test_a_text_goes_through_the_graph_whole(tmp_path: Path) -> None:
+    path = tmp_path / "poem.md"
+    path.write_text(POEM, "utf-8")
+    done = run("demo", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert spoken(done.stdout) == POEM.rstrip("\n")
+    assert spoken(done.stdout, "outline") == "# A poem"
+    assert spoken(done.stdout, "sum_up") == "12 words under 1 headings. "
+    assert "escaped    parsed back the same\n" in done.stdout
+    assert 'the last is {"type":"stream_end","token":"<graphai:END>","status":"ok"}' in done.stdout
+
+
+def test_standard_input_is_a_text_too() -> None:
+    done = subprocess.run(
+        [*COMMAND, "demo", "-"], input=POEM.encode(), capture_output=True, check=False, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert spoken(done.stdout.decode()) == POEM.rstrip("\n")
+
+
+def test_without_a_file_it_streams_the_readme() -> None:
+    done = run("demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert spoken(done.stdout) == readme.rstrip("\n")
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "latin1.txt", "."])
+def test_a_bad_text_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    done = run("demo", tmp_path / name)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"callbackkit: {tmp_path / name}: ")
 
 
 # In a terminal.
@@ -181,7 +229,7 @@ class Terminal:
 
 @pytest.mark.real_server
 def test_a_terminal_shows_the_call_live() -> None:
-    terminal = Terminal()
+    terminal = Terminal("--call")
     assert terminal.close() == 0
     assert terminal.rest == TRANSCRIPT
     states = [picture[1].split()[1] for picture in terminal.pictures]
@@ -196,7 +244,7 @@ def test_a_terminal_shows_the_call_live() -> None:
 @pytest.mark.real_server
 @pytest.mark.parametrize("rows", [12, 24, 80])
 def test_as_many_of_the_last_lines_are_shown_as_there_is_room_for(rows: int) -> None:
-    terminal = Terminal("--fast", rows=rows)
+    terminal = Terminal("--call", "--fast", rows=rows)
     assert terminal.close() == 0
     for picture in terminal.pictures:
         shown = picture[6:]  # below five lines and a ruler
@@ -209,7 +257,7 @@ def test_as_many_of_the_last_lines_are_shown_as_there_is_room_for(rows: int) -> 
 @pytest.mark.real_server
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 15), (12, 4), (1, 1)])
 def test_the_live_view_fits_the_terminal(columns: int, rows: int) -> None:
-    terminal = Terminal("--fast", columns=columns, rows=rows)
+    terminal = Terminal("--call", "--fast", columns=columns, rows=rows)
     assert terminal.close() == 0
     assert terminal.pictures
     for picture in terminal.pictures:
@@ -219,7 +267,7 @@ def test_the_live_view_fits_the_terminal(columns: int, rows: int) -> None:
 
 @pytest.mark.real_server
 def test_the_cursor_comes_back() -> None:
-    terminal = Terminal("--fast")
+    terminal = Terminal("--call", "--fast")
     assert terminal.close() == 0
     assert terminal.output.startswith(OTHER_SCREEN + HIDE_CURSOR)
     assert terminal.output.count(SHOW_CURSOR + FIRST_SCREEN) == 1
@@ -227,7 +275,7 @@ def test_the_cursor_comes_back() -> None:
 
 @pytest.mark.real_server
 def test_the_cursor_comes_back_after_an_interrupt() -> None:
-    terminal = Terminal()
+    terminal = Terminal("--call")
     terminal.read(until=lambda output: "listening" in output)
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.close() == 130
@@ -238,7 +286,7 @@ def test_the_cursor_comes_back_after_an_interrupt() -> None:
 
 @pytest.mark.real_server
 def test_colours_can_be_turned_off() -> None:
-    coloured, plain = Terminal("--fast"), Terminal("--fast", NO_COLOR="1")
+    coloured, plain = Terminal("--call", "--fast"), Terminal("--call", "--fast", NO_COLOR="1")
     assert coloured.close() == plain.close() == 0
     assert re.search(r"\x1b\[\d+m", coloured.output)
     assert not re.search(r"\x1b\[\d*m", plain.output)
@@ -246,7 +294,7 @@ def test_colours_can_be_turned_off() -> None:
 
 @pytest.mark.real_server
 def test_a_terminal_without_utf8_gets_ascii() -> None:
-    terminal = Terminal("--fast", PYTHONIOENCODING="ascii")
+    terminal = Terminal("--call", "--fast", PYTHONIOENCODING="ascii")
     assert terminal.close() == 0
     assert terminal.output.isascii()
     assert "transfer ...." in terminal.output
@@ -254,6 +302,44 @@ def test_a_terminal_without_utf8_gets_ascii() -> None:
 
 @pytest.mark.real_server
 def test_a_dumb_terminal_gets_plain_lines() -> None:
-    terminal = Terminal("--fast", TERM="dumb")
+    terminal = Terminal("--call", "--fast", TERM="dumb")
     assert terminal.close() == 0
     assert terminal.output.splitlines() == TRANSCRIPT
+
+
+@pytest.mark.real_server
+def test_a_terminal_shows_the_text_live(tmp_path: Path) -> None:
+    path = tmp_path / "poem.md"
+    path.write_text(POEM * 20, "utf-8")
+    terminal = Terminal(str(path))
+    assert terminal.close() == 0
+    done = {picture[1].split()[-1] for picture in terminal.pictures}
+    assert len(done) > 3, "the bar moves"
+    assert any(
+        "sum_up" in picture[3] or "read_aloud" in picture[3] for picture in terminal.pictures
+    )
+    assert all("readers" in picture[4] for picture in terminal.pictures)
+    # What the text says is never a command to the terminal.
+    assert "\x1b[31m <graphai" not in terminal.output
+    assert terminal.rest.count("read_aloud: # A poem") == 20
+    assert terminal.rest[-1].startswith("cancelled  after ")
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize(("columns", "rows"), [(40, 15), (12, 4), (1, 1)])
+def test_the_live_view_of_a_text_fits_the_terminal(columns: int, rows: int) -> None:
+    terminal = Terminal("--fast", columns=columns, rows=rows)
+    assert terminal.close() == 0
+    for picture in terminal.pictures:
+        assert len(picture) <= rows
+        assert all(len(line) < columns for line in picture)
+
+
+@pytest.mark.real_server
+def test_letters_that_a_terminal_has_not_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "poem.md"
+    path.write_text(POEM, "utf-8")
+    terminal = Terminal("--fast", str(path), PYTHONIOENCODING="ascii")
+    assert terminal.close() == 0
+    assert terminal.output.isascii()
+    assert any("cat feet. ?" in line for line in terminal.rest)

@@ -16,10 +16,17 @@ from callbackkit import (
     CallbackTimeoutError,
     DispatchDepthError,
     FunctionArgumentsError,
+    GraphError,
+    GraphStepsError,
+    NodeInputError,
+    NodeOutputError,
     StopChain,
+    StreamCancelledError,
+    StreamClosedError,
     StreamLagError,
     UnknownCallError,
     UnknownFunctionError,
+    WireError,
     errors,
 )
 
@@ -38,7 +45,14 @@ EXAMPLES = [
     DispatchDepthError("too deep"),
     FunctionArgumentsError("hang_up", "no JSON object"),
     StopChain({"value": 1}),
+    GraphError("no start"),
+    GraphStepsError("too many steps"),
+    NodeInputError("no such key"),
+    NodeOutputError("no mapping"),
+    StreamCancelledError("enough"),
+    StreamClosedError("it has ended"),
     StreamLagError(7),
+    WireError("not that"),
     UnknownCallError("call-1"),
     UnknownFunctionError("hang_up", {"transfer", "answer"}),
 ]
@@ -59,8 +73,15 @@ def test_every_failure_is_a_callback_kit_error() -> None:
         (CallbackTimeoutError, TimeoutError),
         (DispatchDepthError, RecursionError),
         (FunctionArgumentsError, ValueError),
+        (GraphError, ValueError),
+        (GraphStepsError, RecursionError),
+        (NodeInputError, LookupError),
+        (NodeOutputError, TypeError),
+        (StreamCancelledError, RuntimeError),
+        (StreamClosedError, RuntimeError),
         (UnknownFunctionError, LookupError),
         (UnknownCallError, LookupError),
+        (WireError, ValueError),
     ],
 )
 def test_some_are_also_what_one_would_catch(
@@ -95,6 +116,12 @@ def test_an_error_can_be_caught_from_the_top_of_the_package(error: Exception) ->
 
 def test_a_lag_tells_how_much_was_missed() -> None:
     assert str(StreamLagError(7)) == "the reader is too far behind: 7 items are no longer kept"
+
+
+def test_a_cancellation_tells_its_reason() -> None:
+    assert StreamCancelledError("enough").reason == "enough"
+    assert str(StreamCancelledError("enough")) == "the run was cancelled: enough"
+    assert str(StreamCancelledError()) == "the run was cancelled"
 
 
 def test_bad_arguments_tell_the_function_and_the_reason() -> None:

@@ -5,19 +5,36 @@ The fixtures of :mod:`callbackkit.testing.pytest_plugin` come by themselves.
 
 from typing import TYPE_CHECKING, Final
 
-__all__ = ["AsyncMockCallback", "ManualClock", "MockCallback", "Recorder"]
+__all__ = [
+    "AsyncMockCallback",
+    "ManualClock",
+    "MockCallback",
+    "RecordedSpan",
+    "Recorder",
+    "StreamRecorder",
+    "chop",
+    "every_chop",
+    "run_node",
+]
 
 if TYPE_CHECKING:
+    from callbackkit.testing.chopping import chop, every_chop
     from callbackkit.testing.clock import ManualClock
     from callbackkit.testing.mocks import AsyncMockCallback, MockCallback
     from callbackkit.testing.recorder import Recorder
+    from callbackkit.testing.streams import RecordedSpan, StreamRecorder, run_node
 
 # Lazy because pytest imports this room for its plugin in every run, of whatever project.
 _HOMES: Final = {
     "AsyncMockCallback": "callbackkit.testing.mocks",
     "ManualClock": "callbackkit.testing.clock",
     "MockCallback": "callbackkit.testing.mocks",
+    "RecordedSpan": "callbackkit.testing.streams",
     "Recorder": "callbackkit.testing.recorder",
+    "StreamRecorder": "callbackkit.testing.streams",
+    "chop": "callbackkit.testing.chopping",
+    "every_chop": "callbackkit.testing.chopping",
+    "run_node": "callbackkit.testing.streams",
 }
 
 if not TYPE_CHECKING:  # a checker would take a visible __getattr__ for "any name exists"

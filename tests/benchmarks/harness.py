@@ -19,6 +19,7 @@ import attrs
 #: Runs something the given number of times and returns what that cost in all, in the table's unit.
 Measure = Callable[[int], float]
 Unit = Literal["seconds", "bytes"]
+Ratio = Literal["cost", "speed"]
 Verdict = Literal["stretch", "met", "MISSED", "absent", ""]
 
 MIN_ROUNDS = 7
@@ -32,14 +33,17 @@ class Case:
     Attributes:
         name: What the row is called.
         measure: How it is measured; ``None`` says that the package it needs is not installed.
-        target: The most that is allowed; ``None`` for a row that is only shown.
+        target: The most that is allowed, of a speed the least; ``None`` for a row that is only
+            shown.
         stretch: What would be better than the target.
+        beside: Name of the case that is its limit, if that is not the first of the table.
     """
 
     name: str
     measure: Measure | None
     target: float | None = None
     stretch: float | None = None
+    beside: str | None = None
 
 
 @attrs.frozen
@@ -50,6 +54,8 @@ class Table:
         title: What is measured, in a line.
         cases: The rows. The first is the limit when the unit is seconds.
         unit: Of time, targets are ratios to the limit; of bytes, they are the value itself.
+        ratio: Whether a ratio says how much more than the limit a case costs, or how many times
+            faster than the limit it is.
         number: How often a case runs in a round; ``None`` finds a number that takes long enough.
         repeat: Rounds are multiplied by this.
     """
@@ -57,6 +63,7 @@ class Table:
     title: str
     cases: Sequence[Case]
     unit: Unit = "seconds"
+    ratio: Ratio = "cost"
     number: int | None = None
     repeat: int = 1
 
@@ -141,27 +148,36 @@ def run_table(
             gc.collect()
             costs[name].append(measure(numbers[name]) / numbers[name])
     progress(total, total)
-    limit = costs[table.cases[0].name]
-    return [_row(case, costs[case.name], limit, table.unit) for case in table.cases]
+    first = table.cases[0].name
+    return [
+        _row(table, case, costs[case.name], costs[case.beside or first]) for case in table.cases
+    ]
 
 
-def verdict(value: float | None, target: float | None, stretch: float | None) -> Verdict:
-    """Judge a value that should be small."""
+def verdict(
+    value: float | None, target: float | None, stretch: float | None, *, at_least: bool = False
+) -> Verdict:
+    """Judge a value that should be small, or large where it is to be *at_least* the target."""
     if value is None or target is None:
         return ""
+    if at_least:
+        value, target, stretch = -value, -target, None if stretch is None else -stretch
     if stretch is not None and value <= stretch:
         return "stretch"
     return "met" if value <= target else "MISSED"
 
 
-def _row(case: Case, costs: list[float], limit: list[float], unit: Unit) -> Row:
+def _row(table: Table, case: Case, costs: list[float], limit: list[float]) -> Row:
     """Sum up the rounds of a case."""
     if not costs:
         return Row(case.name, None, None, None, case.target, case.stretch, "absent")
     cost = median(costs)
-    ratios = [mine / its for mine, its in zip(costs, limit, strict=True)] if limit else []
-    ratio = median(ratios) if ratios and unit == "seconds" else None
-    judged = verdict(cost if unit == "bytes" else ratio, case.target, case.stretch)
+    is_speed = table.ratio == "speed"
+    pairs = zip(limit, costs, strict=True) if is_speed else zip(costs, limit, strict=True)
+    ratios = [one / other for one, other in pairs] if limit else []
+    ratio = median(ratios) if ratios and table.unit == "seconds" else None
+    value = cost if table.unit == "bytes" else ratio
+    judged = verdict(value, case.target, case.stretch, at_least=is_speed)
     spread = _spread(ratios) if ratio is not None else None
     return Row(case.name, cost, ratio, spread, case.target, case.stretch, judged)
 

@@ -28,7 +28,16 @@ def heading(rounds: int) -> str:
 
 def rendered(name: str, table: Table, rows: Sequence[Row]) -> str:
     """Lay out a table as text."""
-    cells = [("", "each", "ratio", "spread", "target", "verdict"), *map(_cells, rows)]
+    sign = ">=" if table.ratio == "speed" else "<="
+    head = (
+        "",
+        "each",
+        "ratio" if table.ratio == "cost" else "faster",
+        "spread",
+        "target",
+        "verdict",
+    )
+    cells = [head, *(_cells(row, sign) for row in rows)]
     if table.unit == "bytes":
         cells = [_in_bytes(line, row) for line, row in zip(cells, [None, *rows], strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -48,6 +57,7 @@ def as_json(name: str, table: Table, rows: Sequence[Row]) -> dict[str, object]:
         "name": name,
         "title": table.title,
         "unit": table.unit,
+        "ratio": table.ratio,
         "rows": [attrs.asdict(row) for row in rows],
     }
 
@@ -76,10 +86,10 @@ class Progress:
         print(f"{start}{text}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, sign: str) -> tuple[str, ...]:
     if row.cost is None:
         return (row.name, "absent", "", "", "", "")
-    target = "" if row.target is None else f"<= {row.target:g}"
+    target = "" if row.target is None else f"{sign} {row.target:g}"
     if row.stretch is not None:
         target += f" ({row.stretch:g})"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"

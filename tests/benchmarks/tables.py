@@ -8,17 +8,30 @@ from tests.benchmarks.async_dispatch import concurrent, sequential, timeouts
 from tests.benchmarks.harness import Table
 from tests.benchmarks.import_time import importing
 from tests.benchmarks.registration import churn, memory, rotation
+from tests.benchmarks.special_tokens import escaped, formatted, parsed
+from tests.benchmarks.streaming import (
+    awaited_burst,
+    burst,
+    from_thread,
+    in_turns,
+    several_readers,
+)
+from tests.benchmarks.streaming_latency import across_threads, on_the_loop
 from tests.benchmarks.sync_dispatch import by_name, one_raises
 
 Build = Callable[[], AbstractContextManager[Table]]
 
 
-def all_tables(registered: int = 100_000) -> dict[str, Build]:
+def all_tables(registered: int = 100_000, streamed: int = 100_000) -> dict[str, Build]:
     """Return what builds each table.
 
     Args:
         registered: How many callbacks "many" are.
+        streamed: How many tokens a stream has, 200 or more; a tenth where each is waited for, a
+            hundredth where there is a pause before each.
     """
+    waited_for = streamed // 10
+    paused = streamed // 100
     return {
         "sync-10": partial(by_name, 10, target=2.5, stretch=1.8),
         "sync-1": partial(by_name, 1, target=4.0),
@@ -34,4 +47,18 @@ def all_tables(registered: int = 100_000) -> dict[str, Build]:
         "register-many": partial(churn, registered),
         "register-many-types": partial(churn, registered, 1_000),
         "register-oldest": partial(rotation, registered),
+        "special-tokens": formatted,
+        "special-tokens-text": escaped,
+        "special-tokens-4k": partial(parsed, 2_000, 4_096, 500),
+        "special-tokens-16": partial(parsed, 2_000, 16, 30),
+        "special-tokens-dense": partial(parsed, 60, 4_096, 40),
+        "stream-burst": partial(burst, streamed),
+        "stream-acall": partial(awaited_burst, streamed),
+        "stream-every-16": partial(in_turns, streamed, 16),
+        "stream-thread": partial(from_thread, streamed),
+        "stream-readers": partial(several_readers, streamed),
+        "stream-latency-p50": partial(on_the_loop, 50, waited_for),
+        "stream-latency-p99": partial(on_the_loop, 99, waited_for),
+        "stream-thread-latency-p50": partial(across_threads, 50, paused),
+        "stream-thread-latency-p99": partial(across_threads, 99, paused),
     }

@@ -11,7 +11,7 @@ from tests.benchmarks.harness import Case, Measure, Row, Table, peer, run_table,
 from tests.benchmarks.report import is_binding, rendered
 from tests.benchmarks.tables import Build, all_tables
 
-TINY = all_tables(registered=20)
+TINY = all_tables(registered=20, streamed=200)
 run_once = partial(run_table, rounds=1, min_time=0.0, rng=random.Random(1))
 
 
@@ -61,6 +61,34 @@ def test_bytes_are_judged_as_they_are() -> None:
 )
 def test_a_target_is_met_by_what_does_not_pass_it(value: float, said: str) -> None:
     assert verdict(value, 2.0, 1.5) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(7.0, "stretch"), (6.5, "stretch"), (6.0, "met"), (5.9, "MISSED")]
+)
+def test_a_least_target_is_met_by_what_reaches_it(value: float, said: str) -> None:
+    assert verdict(value, 6.0, 6.5, at_least=True) == said
+
+
+def test_a_ratio_of_speed_says_how_many_times_faster_than_the_limit() -> None:
+    cases = [Case("limit", costing(6.0)), Case("case", costing(2.0), target=3.0)]
+    table = Table("t", cases, ratio="speed", number=1)
+    rows = run_once(table)
+    assert (rows[1].ratio, rows[1].verdict) == (3.0, "met")
+    assert ">= 3" in rendered("name", table, rows)
+
+
+def test_a_case_may_have_another_limit_than_the_first() -> None:
+    table = Table(
+        "t",
+        [
+            Case("limit", costing(1.0)),
+            Case("other", costing(4.0)),
+            Case("case", costing(6.0), target=2.0, beside="other"),
+        ],
+        number=1,
+    )
+    assert run_once(table)[2].ratio == 1.5
 
 
 def test_a_peer_that_is_not_installed_is_shown_as_absent() -> None:

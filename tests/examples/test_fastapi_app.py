@@ -57,7 +57,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 async def test_the_answer_tells_which_follow_ups_worked(server: Server) -> None:
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         answer = await client.post("/orders", json={"item": "tea", "quantity": 2})
         health = (await client.get("/health")).json()
     assert answer.status_code == 201
@@ -71,7 +71,7 @@ async def test_the_answer_tells_which_follow_ups_worked(server: Server) -> None:
 
 
 async def test_several_follow_ups_may_fail(server: Server) -> None:
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         answer = await client.post("/orders", json={"item": "coffee", "quantity": 1})
     assert answer.status_code == 201
     assert answer.json()["follow_ups"] == {
@@ -82,7 +82,7 @@ async def test_several_follow_ups_may_fail(server: Server) -> None:
 
 
 async def test_no_answer_tells_what_an_exception_said(server: Server) -> None:
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         answers = [await client.post("/orders", json={"item": "tea", "quantity": 1})]
         answers.append(await client.get("/health"))
     assert "crm.internal" not in "".join(answer.text for answer in answers)
@@ -90,7 +90,7 @@ async def test_no_answer_tells_what_an_exception_said(server: Server) -> None:
 
 
 async def test_a_handler_in_a_worker_thread_triggers_in_the_loop(server: Server) -> None:
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         await client.post("/orders", json={"item": "tea", "quantity": 1})
         shipped = await client.post("/orders/1/shipment")
         unknown = await client.post("/orders/99/shipment")
@@ -108,7 +108,7 @@ async def test_eight_requests_at_once_do_not_mix(server: Server) -> None:
         assert shipped == {"number": created["number"], "follow_ups": {"print_label": "ok"}}
         numbers.append(created["number"])
 
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         async with anyio.create_task_group() as group:
             for _ in range(8):
                 group.start_soon(order_and_ship, client)
@@ -119,7 +119,7 @@ async def test_eight_requests_at_once_do_not_mix(server: Server) -> None:
 
 
 async def test_the_server_shuts_down_in_order(server: Server) -> None:
-    async with httpx2.AsyncClient(base_url=server.url) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
         await client.post("/orders", json={"item": "tea", "quantity": 1})
     log = server.stop()
     assert "Application shutdown complete." in log

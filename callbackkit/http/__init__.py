@@ -1,0 +1,1 @@
+"""Runs, sessions and events over HTTP, one file per framework."""
