@@ -16,7 +16,7 @@ import nox
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
-WORK = ROOT / ".nox" / "work"
+WORK = ROOT / ".nox" / "made"
 WHEELS = WORK / "wheels"
 COVERAGE = WORK / "coverage"
 RESULTS = WORK / "results"  # JUnit files, and their sum for .ci/run

@@ -463,8 +463,7 @@ class Reader(Generic[T]):
         while True:
             if self._in_a_row >= _YIELD_EVERY:
                 self._in_a_row = 0
-                # Not anyio.lowlevel.checkpoint(): importing that takes 2 ms more.
-                await anyio.sleep(0)  # noqa: ASYNC115
+                await checkpoint()
             if not self._is_ready():
                 await self._park()
             with self._log._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypedDict
@@ -45,8 +46,8 @@ def check_priority(priority: float) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless *priority* is a number to sort by."""
     if isinstance(priority, bool) or not isinstance(priority, int | float):
         raise TypeError(f"priority must be a number, not {priority!r}")
-    # Not math.isnan(), which takes no int beyond the floats.
-    if priority != priority:  # noqa: PLR0124
+    # isnan() takes no int beyond the floats.
+    if isinstance(priority, float) and math.isnan(priority):
         raise ValueError("priority must not be NaN")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
-from callbackkit.buffer import Log
+from callbackkit.buffer import Log, checkpoint
 from callbackkit.errors import BacklogError
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ class _Home(Generic[T]):
             if job.future.set_running_or_notify_cancel():
                 job.context.run(self._group.start_soon, self._finish, job)
                 # trio begins the tasks that were made in one round in any order.
-                # Not anyio.lowlevel.checkpoint(): importing that takes 2 ms more.
-                await anyio.sleep(0)  # noqa: ASYNC115
+                await checkpoint()
             else:
                 del self.pending[job]
 

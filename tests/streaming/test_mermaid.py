@@ -1,38 +1,6 @@
 """A picture of a graph."""
 
-from callbackkit.streaming.graph import Graph
-from callbackkit.streaming.node import node, router
-
-
-def named(name, *, adds=None, **options):
-    """Return a node that adds to the state, and to the trace that the graph shares."""
-
-    @node(name=name, **options)
-    async def step(state):
-        state.setdefault("trace", []).append(name)
-        return {name: True} if adds is None else adds
-
-    return step
-
-
-def choosing(name, *choices):
-    """Return a router that returns one choice after the other."""
-    left = list(choices)
-
-    @router(name=name)
-    async def route(state):
-        state.setdefault("trace", []).append(name)
-        return left.pop(0)
-
-    return route
-
-
-def graph_of(*nodes, max_steps=10):
-    graph = Graph(max_steps=max_steps)
-    for one in nodes:
-        graph.add_node(one)
-    return graph
-
+from tests.streaming.graphs import choosing, graph_of, named
 
 START, END = named("start", start=True), named("end", end=True)
 

@@ -1,62 +1,12 @@
 """A graph checked: what is wrong with one, and what a router may choose."""
 
-from itertools import pairwise
-
 import pytest
 
 from callbackkit.errors import GraphError, NodeOutputError
 from callbackkit.streaming.callback import Callback
 from callbackkit.streaming.graph import Graph
-from callbackkit.streaming.node import node, router
-
-
-def named(name, *, adds=None, **options):
-    """Return a node that adds to the state, and to the trace that the graph shares."""
-
-    @node(name=name, **options)
-    async def step(state):
-        state.setdefault("trace", []).append(name)
-        return {name: True} if adds is None else adds
-
-    return step
-
-
-def choosing(name, *choices):
-    """Return a router that returns one choice after the other."""
-    left = list(choices)
-
-    @router(name=name)
-    async def route(state):
-        state.setdefault("trace", []).append(name)
-        return left.pop(0)
-
-    return route
-
-
-def graph_of(*nodes, max_steps=10):
-    graph = Graph(max_steps=max_steps)
-    for one in nodes:
-        graph.add_node(one)
-    return graph
-
-
-def line(*nodes):
-    graph = graph_of(*nodes)
-    for one, other in pairwise(nodes):
-        graph.add_edge(one, other)
-    return graph
-
-
-async def follow(callback):
-    """Return what a reader of a run gets, and what it is raised."""
-    tokens = []
-    try:
-        async for token in callback.aiter():
-            tokens += [str(token)]
-    except Exception as exc:
-        return tokens, exc
-    return tokens, None
-
+from callbackkit.streaming.node import node
+from tests.streaming.graphs import choosing, follow, graph_of, line, named
 
 START, END = named("start", start=True), named("end", end=True)
 

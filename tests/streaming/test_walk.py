@@ -1,75 +1,13 @@
 """A run through a graph: its steps, its branches, and where they meet."""
 
-from itertools import pairwise
-
 import anyio
 import pytest
 from hypothesis import given, strategies as st
 
 from callbackkit.errors import GraphStepsError
 from callbackkit.streaming.callback import Callback
-from callbackkit.streaming.graph import Graph
-from callbackkit.streaming.node import node, router
-
-
-def named(name, *, adds=None, **options):
-    """Return a node that adds to the state, and to the trace that the graph shares."""
-
-    @node(name=name, **options)
-    async def step(state):
-        state.setdefault("trace", []).append(name)
-        return {name: True} if adds is None else adds
-
-    return step
-
-
-def choosing(name, *choices):
-    """Return a router that returns one choice after the other."""
-    left = list(choices)
-
-    @router(name=name)
-    async def route(state):
-        state.setdefault("trace", []).append(name)
-        return left.pop(0)
-
-    return route
-
-
-def graph_of(*nodes, max_steps=10):
-    graph = Graph(max_steps=max_steps)
-    for one in nodes:
-        graph.add_node(one)
-    return graph
-
-
-def line(*nodes):
-    graph = graph_of(*nodes)
-    for one, other in pairwise(nodes):
-        graph.add_edge(one, other)
-    return graph
-
-
-async def follow(callback):
-    """Return what a reader of a run gets, and what it is raised."""
-    tokens = []
-    try:
-        async for token in callback.aiter():
-            tokens += [str(token)]
-    except Exception as exc:
-        return tokens, exc
-    return tokens, None
-
-
-def forever(name, **options):
-    @node(name=name, stream=True, **options)
-    async def step(callback, started=None):
-        callback("...")
-        if started is not None:
-            started.set()
-        await anyio.sleep_forever()
-
-    return step
-
+from callbackkit.streaming.node import node
+from tests.streaming.graphs import choosing, follow, forever, graph_of, line, named, streaming
 
 START, END = named("start", start=True), named("end", end=True)
 
@@ -320,19 +258,6 @@ async def test_the_same_branch_twice_at_once_has_its_own_fork_and_join() -> None
         ("a", "b", "c"), 2
     ) | {"end": 2}
     assert graph.get_state()["met"] == [0, 0]
-
-
-def streaming(name, *tokens, adds=None, error=None, **options):
-    @node(name=name, stream=True, **options)
-    async def step(callback):
-        for token in tokens:
-            callback(token)
-            await anyio.sleep(0)
-        if error is not None:
-            raise error
-        return adds or {}
-
-    return step
 
 
 async def test_parallel_branches_each_have_their_own_span() -> None:
