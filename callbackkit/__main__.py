@@ -1,4 +1,4 @@
-"""The command line: ``python -m callbackkit demo``."""
+"""The command line: ``python -m callbackkit demo | dead-letters | redrive``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import importlib.util
 import math
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Final, Protocol
 
 import anyio
+
+from callbackkit.errors import CallbackKitError, UnknownSessionError
+from callbackkit.stores.base import DeadLetter, SessionState, Store
 
 # Exit codes.
 FAILED: Final = 2
@@ -31,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if chosen.command != "demo":
+            return anyio.run(letters, chosen.file, chosen.session_id, chosen.command == "redrive")
+        if chosen.session:
+            if chosen.realtime is not None:
+                parser.error("--session takes the time it takes")
+            return demo_session(chosen.file)
         return demo(chosen.file, call=chosen.call, realtime=chosen.realtime)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -45,7 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     about = (
         "Stream a text through a graph of nodes to five readers, two of which misbehave. With "
         "--call: play a recorded phone call into a voice bot made of callbacks, some of which "
-        "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript."
+        "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript. "
+        "With --session: kill an agent again and again, and see whether its session is whole."
     )
     command = commands.add_parser("demo", help="show a text streamed", description=about)
     command.add_argument(
@@ -54,7 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         help="a text, or - for standard input; default: the README. With --call a WAV file",
     )
-    command.add_argument("--call", action="store_true", help="show a phone call handled instead")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--call", action="store_true", help="show a phone call handled instead")
+    what.add_argument(
+        "--session", action="store_true", help="show an agent killed until its work is done"
+    )
     pace = command.add_mutually_exclusive_group()
     pace.add_argument(
         "--realtime",
@@ -69,7 +85,73 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="as fast as possible, the default in a pipe",
     )
+    for name, about in (
+        ("dead-letters", "list what could not be delivered"),
+        ("redrive", "have dead letters delivered again, by whoever has the transport"),
+    ):
+        command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
+        command.add_argument("file", metavar="FILE", help="the file of an SQLiteStore")
+        command.add_argument(
+            "session_id", metavar="SESSION", nargs="?", help="of this session; default: of all"
+        )
     return parser
+
+
+# What could not be delivered.
+
+
+# Dead letters of one session that are listed.
+MOST_LETTERS: Final = 100_000
+
+
+async def letters(file: str, session_id: str | None, redrives: bool) -> int:
+    """Print the dead letters of a file, one a line, and have them delivered again if asked to."""
+    from callbackkit.stores.sqlite import SQLiteStore
+
+    if not await anyio.Path(file).is_file():
+        # A store would make it.
+        print(f"callbackkit: {file}: no such file", file=sys.stderr)
+        return FAILED
+    store = SQLiteStore(file)
+    count = 0
+    try:
+        for each in await session_ids(store) if session_id is None else [session_id]:
+            try:
+                found = await store.dead_letters(each, limit=MOST_LETTERS)
+                count += await store.redrive(each) if redrives and found else 0
+            except UnknownSessionError:
+                if session_id is not None:
+                    raise
+                continue  # gone, and nothing was left of it
+            print_letters(found)
+    except CallbackKitError as exc:
+        print(f"callbackkit: {exc}", file=sys.stderr)
+        return FAILED
+    finally:
+        await store.aclose()
+    if redrives:
+        print(f"{count} dead letters are to be delivered again")
+    return 0
+
+
+def print_letters(found: Sequence[DeadLetter]) -> None:
+    """Print when each died, what it is, and why."""
+    for letter in found:
+        when = datetime.fromtimestamp(letter.at, UTC).isoformat(" ", "seconds")
+        reason = printable(letter.reason)
+        print(f"{when}  {letter.id}  {letter.method}  {len(letter.records)} events  {reason}")
+
+
+async def session_ids(store: Store) -> list[str]:
+    """Return the ids of all sessions, those that are gone and may have left letters too."""
+    ids: list[str] = []
+    states: tuple[SessionState | None, ...] = (None, "deleted")
+    for state in states:
+        last: str | None = None
+        while page := await store.sessions(state=state, after=last):
+            ids += [record.id for record in page]
+            last = page[-1].id
+    return ids
 
 
 # The programs shown. They are examples, so no part of the package: a wheel carries copies.
@@ -134,6 +216,26 @@ def demo(file: str | None, *, call: bool, realtime: bool | None) -> int:
         print(f"callbackkit: {reason(exc)}", file=sys.stderr)
         return FAILED
     return anyio.run(show_live if is_live else print_lines, start)
+
+
+def demo_session(file: str | None) -> int:
+    """Show the example that kills itself, in a process of its own; return its exit code.
+
+    Args:
+        file: The text that its agent works on; ``None`` takes what comes with it.
+    """
+    example = find_example(Path(__file__).parent, "killed_agent.py")
+    command = [sys.executable, str(example), *([] if file is None else [file])]
+    environment = dict(os.environ)
+    if example.parent.name == "examples":
+        # A checkout, which need not be installed.
+        environment["PYTHONPATH"] = str(example.parents[1])
+    with subprocess.Popen(command, env=environment) as shown:
+        try:
+            return shown.wait()
+        except KeyboardInterrupt:
+            # It heard of that too, and ends what it started.
+            return shown.wait()
 
 
 def prepare_call(file: str | None, realtime: bool) -> Start:

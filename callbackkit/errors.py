@@ -20,8 +20,22 @@ world does to us raises one of these::
     │   └── GraphStepsError         (also RecursionError)
     ├── FunctionArgumentsError      (also ValueError)
     ├── UnknownFunctionError        (also LookupError)
-    └── UnknownCallError            (also LookupError)
+    ├── UnknownCallError            (also LookupError)
+    ├── PayloadError                (also ValueError)
+    ├── PositionError               (also ValueError)
+    ├── ConfigError                 (also ValueError)
+    ├── IdempotencyError            (also ValueError)
+    ├── LimitError
+    ├── UnknownSessionError         (also LookupError)
+    │   └── SessionDeletedError
+    ├── SessionEndedError           (also RuntimeError)
+    ├── LeaseLostError
+    └── StoreError
+        ├── StoreUnavailableError
+        └── StoreVersionError
     StopChain                       control flow, not a failure
+    Retry                           what a transport raises: try again, at this time
+    Gone                            what a transport raises: never try again
 """
 
 from __future__ import annotations
@@ -191,6 +205,123 @@ class UnknownCallError(CallbackKitError, LookupError):
         return f"no function call {self.call_id!r:.200} is open; start() it first"
 
 
+# Sessions.
+
+
+class PayloadError(CallbackKitError, ValueError):
+    """The data of an event is not what its type says, or can't be written as JSON.
+
+    Attributes:
+        path: Where in the data, for example ``"steps[1]"``; ``""`` for all of it.
+        reason: What is wrong there.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class PositionError(CallbackKitError, ValueError):
+    """A text is no position. One that means nothing to a session gives a gap, not this."""
+
+
+class ConfigError(CallbackKitError, ValueError):
+    """What a client asked for can't be had.
+
+    Attributes:
+        field: The key, for example ``"batching.max_events"``.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class IdempotencyError(CallbackKitError, ValueError):
+    """An idempotency key came again with another event."""
+
+
+class LimitError(CallbackKitError):
+    """A limit is reached, so this is refused.
+
+    Attributes:
+        limit: Its name, for example ``"max_sessions"``.
+        value: What it is set to.
+    """
+
+    def __init__(self, limit: str, value: int, hint: str = "") -> None:
+        super().__init__(limit, value, hint)
+        self.limit = limit
+        self.value = value
+        self.hint: str = hint
+
+    def __str__(self) -> str:
+        text = f"the limit {self.limit}={self.value} is reached"
+        return f"{text}: {self.hint}" if self.hint else text
+
+
+class UnknownSessionError(CallbackKitError, LookupError):
+    """No such session: there never was one, or it is gone.
+
+    Attributes:
+        session_id: The id asked for.
+    """
+
+    def __init__(self, session_id: object) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"no session {self.session_id!r:.100}"
+
+
+class SessionDeletedError(UnknownSessionError):
+    """The session was deleted, or expired, not long ago."""
+
+    def __str__(self) -> str:
+        return f"session {self.session_id!r:.100} was deleted or has expired"
+
+
+class SessionEndedError(CallbackKitError, RuntimeError):
+    """Something was emitted to a session that has ended.
+
+    Attributes:
+        session_id: The session.
+    """
+
+    def __init__(self, session_id: object) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"session {self.session_id!r:.100} has ended; it can be read for a while, no more"
+
+
+class LeaseLostError(CallbackKitError):
+    """A delivery was taken over by somebody else: what became of it here does not count."""
+
+
+class StoreError(CallbackKitError):
+    """A store failed; ``__cause__`` is the exception of what it is built on."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store can't do its work now: disk full, file read-only, no connection. Nothing was kept."""
+
+
+class StoreVersionError(StoreError):
+    """What a store holds was written by a version of this library that this one can't read."""
+
+
 # Control flow.
 
 
@@ -204,3 +335,30 @@ class StopChain(Exception):
     def __init__(self, value: object = None) -> None:
         super().__init__(value)
         self.value = value
+
+
+class Retry(Exception):
+    """Raised by a transport: this attempt failed, and the next one is due then.
+
+    Attributes:
+        after: Seconds until the next attempt, instead of the schedule's next delay; ``None``
+            leaves it to the schedule.
+        reason: What happened, for the list of attempts.
+    """
+
+    def __init__(self, after: float | None = None, reason: str = "") -> None:
+        super().__init__(after, reason)
+        self.after = after
+        self.reason = reason
+
+
+class Gone(Exception):
+    """Raised by a transport: the destination wants nothing more, ever.
+
+    Attributes:
+        reason: What happened, for the list of attempts.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason

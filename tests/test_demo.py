@@ -1,4 +1,4 @@
-"""``python -m callbackkit demo``, piped and in a real terminal."""
+"""``python -m callbackkit``: the demo, piped and in a real terminal, and dead letters."""
 
 import errno
 import fcntl
@@ -15,9 +15,12 @@ import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
+from callbackkit import CallbackManager, Delivery, RetryPolicy, Session, Transport
 from callbackkit.__main__ import find_example, main
+from callbackkit.stores.sqlite import SQLiteStore
 
 ROOT = Path(__file__).parents[1]
 CALL = ROOT / "examples" / "data" / "call.wav"
@@ -172,6 +175,139 @@ def test_a_bad_text_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> No
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     assert line.startswith(f"callbackkit: {tmp_path / name}: ")
+
+
+# An agent that is killed.
+
+
+def test_an_agent_that_is_killed_does_its_work(tmp_path: Path) -> None:
+    path = tmp_path / "poem.md"
+    path.write_text(POEM, "utf-8")
+    done = run("demo", "--session", path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.startswith("seed ")
+    assert done.stdout.splitlines()[-1].startswith("ALL WELL")
+
+
+@pytest.mark.parametrize("arguments", [["--call", "--session"], ["--session", "--fast"]])
+def test_a_killed_agent_takes_no_other_way_of_showing(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", *arguments])
+    assert caught.value.code == 2
+    assert "--session" in capsys.readouterr().err
+
+
+def test_interrupted_it_leaves_no_agent_and_no_traceback() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--session"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (130, b"")
+
+
+# Dead letters.
+
+
+class Wall(Transport):
+    """Delivers nothing, or everything."""
+
+    name = "wall"
+    retry = RetryPolicy(schedule=())
+    breaker = None
+
+    def __init__(self) -> None:
+        self.door: list[str] | None = None
+
+    async def send(self, delivery: Delivery) -> None:
+        if self.door is None:
+            raise ConnectionError("a\x1b[31m wall")
+        self.door.append(delivery.id)
+
+
+async def until_settled(session: Session) -> None:
+    while True:
+        if (await session.stats()).queued_events == 0:
+            return
+        await anyio.sleep(0.01)
+
+
+def make_letters(file: Path) -> list[str]:
+    """Have two sessions with a dead letter each, and one with none; return the ids of these two."""
+
+    async def fail() -> list[str]:
+        async with CallbackManager(SQLiteStore(file), [Wall()]) as manager:
+            await (await manager.create_session()).progress(1.0)
+            deleted = await manager.create_session()
+            await manager.delete_session(deleted.id)
+            sessions = [await manager.create_session({"delivery_method": "wall"}) for _ in "ab"]
+            for session in sessions:
+                await session.progress(0.5)
+                await until_settled(session)
+            return [session.id for session in sessions]
+
+    return anyio.run(fail)
+
+
+def deliver(file: Path, session_ids: list[str]) -> list[str]:
+    """Deliver what is owed of sessions now, and return the ids of the deliveries."""
+    wall = Wall()
+    wall.door = []
+
+    async def go_on() -> None:
+        async with CallbackManager(SQLiteStore(file), [wall]) as manager:
+            for session_id in session_ids:
+                await until_settled(await manager.get_session(session_id))
+
+    anyio.run(go_on)
+    return wall.door
+
+
+def test_dead_letters_are_listed_one_a_line(tmp_path: Path) -> None:
+    sessions = make_letters(tmp_path / "events.db")
+    done = run("dead-letters", tmp_path / "events.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert sorted(line.split()[2].split("_")[0] for line in lines) == sorted(sessions)
+    for line in lines:
+        assert line.endswith("  wall  1 events  ConnectionError: a [31m wall")
+    assert deliver(tmp_path / "events.db", sessions) == []
+
+
+def test_dead_letters_of_all_sessions_are_delivered_again(tmp_path: Path) -> None:
+    sessions = make_letters(tmp_path / "events.db")
+    done = run("redrive", tmp_path / "events.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "2 dead letters are to be delivered again"
+    delivered = deliver(tmp_path / "events.db", sessions)
+    assert sorted(each.split("_")[0] for each in delivered) == sorted(sessions)
+    assert run("dead-letters", tmp_path / "events.db").stdout == ""
+
+
+def test_dead_letters_of_one_session_are_delivered_again(tmp_path: Path) -> None:
+    sessions = make_letters(tmp_path / "events.db")
+    done = run("redrive", tmp_path / "events.db", sessions[1])
+    assert done.stdout.splitlines()[-1] == "1 dead letters are to be delivered again"
+    [delivered] = deliver(tmp_path / "events.db", sessions)
+    assert delivered.startswith(sessions[1])
+
+
+def test_an_unknown_session_or_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    make_letters(tmp_path / "events.db")
+    done = run("redrive", tmp_path / "events.db", "nobody")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "callbackkit: no session 'nobody'\n"
+    done = run("dead-letters", tmp_path / "nowhere.db")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"callbackkit: {tmp_path / 'nowhere.db'}: no such file\n",
+    )
+    assert not (tmp_path / "nowhere.db").exists()
 
 
 # In a terminal.

@@ -14,18 +14,32 @@ from callbackkit import (
     CallbackCancelledError,
     CallbackKitError,
     CallbackTimeoutError,
+    ConfigError,
     DispatchDepthError,
     FunctionArgumentsError,
+    Gone,
     GraphError,
     GraphStepsError,
+    IdempotencyError,
+    LeaseLostError,
+    LimitError,
     NodeInputError,
     NodeOutputError,
+    PayloadError,
+    PositionError,
+    Retry,
+    SessionDeletedError,
+    SessionEndedError,
     StopChain,
+    StoreError,
+    StoreUnavailableError,
+    StoreVersionError,
     StreamCancelledError,
     StreamClosedError,
     StreamLagError,
     UnknownCallError,
     UnknownFunctionError,
+    UnknownSessionError,
     WireError,
     errors,
 )
@@ -53,6 +67,20 @@ EXAMPLES = [
     StreamClosedError("it has ended"),
     StreamLagError(7),
     WireError("not that"),
+    PayloadError("steps[1]", "must be a string"),
+    PositionError("'x' is no position"),
+    ConfigError("batching.max_events", "must be at least 1"),
+    IdempotencyError("the key came before"),
+    LimitError("max_sessions", 10, "delete some"),
+    UnknownSessionError("a" * 32),
+    SessionDeletedError("a" * 32),
+    SessionEndedError("a" * 32),
+    LeaseLostError("taken over"),
+    StoreError("it failed"),
+    StoreUnavailableError("disk full"),
+    StoreVersionError("from the future"),
+    Retry(5.0, "busy"),
+    Gone("left"),
     UnknownCallError("call-1"),
     UnknownFunctionError("hang_up", {"transfer", "answer"}),
 ]
@@ -63,7 +91,11 @@ def name_of(error: BaseException) -> str:
 
 
 def test_every_failure_is_a_callback_kit_error() -> None:
-    assert {cls for cls in CLASSES if not issubclass(cls, CallbackKitError)} == {StopChain}
+    assert {cls for cls in CLASSES if not issubclass(cls, CallbackKitError)} == {
+        StopChain,
+        Retry,
+        Gone,
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,6 +114,13 @@ def test_every_failure_is_a_callback_kit_error() -> None:
         (UnknownFunctionError, LookupError),
         (UnknownCallError, LookupError),
         (WireError, ValueError),
+        (PayloadError, ValueError),
+        (PositionError, ValueError),
+        (ConfigError, ValueError),
+        (IdempotencyError, ValueError),
+        (UnknownSessionError, LookupError),
+        (SessionDeletedError, LookupError),
+        (SessionEndedError, RuntimeError),
     ],
 )
 def test_some_are_also_what_one_would_catch(
@@ -152,3 +191,14 @@ def test_a_very_long_name_is_cut_in_the_text(error: Exception) -> None:
 
 def test_a_chain_may_be_stopped_without_a_value() -> None:
     assert StopChain().value is None
+
+
+def test_messages_of_sessions_name_what_is_wrong_and_not_too_much_of_it() -> None:
+    assert str(PayloadError("steps[1]", "must be a string")) == "steps[1]: must be a string"
+    assert str(PayloadError("", "must be an object")) == "must be an object"
+    assert str(ConfigError("ttl", "must be above 0")) == "ttl: must be above 0"
+    assert str(LimitError("max_readers", 2)) == "the limit max_readers=2 is reached"
+    assert str(LimitError("max_readers", 2, "of one")).endswith("is reached: of one")
+    assert len(str(UnknownSessionError("a" * 10_000))) < 200
+    assert "deleted or has expired" in str(SessionDeletedError("a"))
+    assert "has ended" in str(SessionEndedError("a"))

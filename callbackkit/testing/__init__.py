@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 __all__ = [
     "AsyncMockCallback",
+    "FailpointStore",
     "ManualClock",
     "MockCallback",
+    "Pause",
     "RecordedSpan",
     "Recorder",
     "StreamRecorder",
+    "check_store",
+    "check_transport",
     "chop",
     "every_chop",
     "run_node",
@@ -20,18 +24,25 @@ __all__ = [
 if TYPE_CHECKING:
     from callbackkit.testing.chopping import chop, every_chop
     from callbackkit.testing.clock import ManualClock
+    from callbackkit.testing.failpoints import FailpointStore, Pause
     from callbackkit.testing.mocks import AsyncMockCallback, MockCallback
     from callbackkit.testing.recorder import Recorder
+    from callbackkit.testing.stores import check_store
     from callbackkit.testing.streams import RecordedSpan, StreamRecorder, run_node
+    from callbackkit.testing.transports import check_transport
 
 # Lazy because pytest imports this room for its plugin in every run, of whatever project.
 _HOMES: Final = {
     "AsyncMockCallback": "callbackkit.testing.mocks",
+    "FailpointStore": "callbackkit.testing.failpoints",
     "ManualClock": "callbackkit.testing.clock",
     "MockCallback": "callbackkit.testing.mocks",
+    "Pause": "callbackkit.testing.failpoints",
     "RecordedSpan": "callbackkit.testing.streams",
     "Recorder": "callbackkit.testing.recorder",
     "StreamRecorder": "callbackkit.testing.streams",
+    "check_store": "callbackkit.testing.stores",
+    "check_transport": "callbackkit.testing.transports",
     "chop": "callbackkit.testing.chopping",
     "every_chop": "callbackkit.testing.chopping",
     "run_node": "callbackkit.testing.streams",

@@ -1,4 +1,4 @@
-"""Record the events of a registry, for a test to look at."""
+"""Record the events of a registry or a session, for a test to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from unittest.mock import ANY
 from callbackkit.dispatch.event_types import EventName, event_name, matches, pattern_key
 from callbackkit.dispatch.outcome import ErrorContext
 from callbackkit.dispatch.registry import CallbackRegistry
-from callbackkit.sessions.manager import CallbackManager
+from callbackkit.events import Event
+from callbackkit.sessions.manager import OPERATORS, CallbackManager
+from callbackkit.sessions.session import Session
 from callbackkit.testing.messages import counted, listing, show
 from callbackkit.testing.waiting import Bell
 
@@ -35,22 +37,29 @@ class Recorder:
     Where its methods take an event type, a pattern or a class will do, as for
     :meth:`~callbackkit.CallbackRegistry.register_callback`.
 
+    Of a session it records what this process emits to it, from the moment it is stored: not what
+    its filter leaves out, nor what it had before. The data is that of the event then, such as
+    ``{"progress": 0.4}``; of a manager it is the :class:`~callbackkit.Event`, of whatever session,
+    and what operators are told.
+
     Args:
-        source: Whose events to record: a registry, or a manager for those of its registry.
+        source: Whose events to record: a registry, a manager for those of its registry, or a
+            session.
 
     Raises:
-        TypeError: *source* is neither.
+        TypeError: *source* is none of these.
 
     Attributes:
         events: ``(event_type, data)`` of each event, in order.
         failures: ``(exception, context)`` of each callback that failed, in order.
     """
 
-    def __init__(self, source: CallbackRegistry | CallbackManager) -> None:
+    def __init__(self, source: CallbackRegistry | CallbackManager | Session) -> None:
         self.events: list[RecordedEvent] = []
         self.failures: list[tuple[Exception, ErrorContext]] = []
         self._bell = Bell()
         self._registry = _registry_of(source)
+        self._session_id = source.id if isinstance(source, Session) else None
         self._remove_tap = self._registry.tap(self._note_event)
         self._registry.add_error_callback(self._note_failure)
 
@@ -71,11 +80,24 @@ class Recorder:
         self._registry.remove_error_callback(self._note_failure)
 
     def _note_event(self, event_type: EventName, data: Any) -> None:
+        if self._session_id is not None:
+            if not self._is_of_session(data):
+                return
+            data = data.data
         self.events.append((event_type, data))
         self._bell.ring()
 
     def _note_failure(self, exception: Exception, context: ErrorContext) -> None:
-        self.failures.append((exception, context))
+        if self._session_id is None or self._is_of_session(context.data):
+            self.failures.append((exception, context))
+
+    def _is_of_session(self, data: Any) -> bool:
+        """Tell whether it is an event that stands in the log of the session."""
+        return (
+            isinstance(data, Event)
+            and data.session_id == self._session_id
+            and data.position.epoch != OPERATORS
+        )
 
     # Looking.
 
@@ -155,15 +177,17 @@ class Recorder:
         return AssertionError(f"{expected}; {self._recorded()}")
 
     def _recorded(self) -> str:
-        lines = [f"{event_name(event)}: {show(data)}" for event, data in list(self.events)]
+        lines = [f"{event_name(event)}: {_shown(data)}" for event, data in list(self.events)]
         return f"recorded: {counted(len(lines), 'event')}{listing(lines)}"
 
 
 def _registry_of(source: object) -> CallbackRegistry:
+    if isinstance(source, Session):
+        return source.manager.registry
     registry = source.registry if isinstance(source, CallbackManager) else source
     if not isinstance(registry, CallbackRegistry):
         raise TypeError(
-            "a Recorder records a CallbackRegistry or a CallbackManager, "
+            "a Recorder records a CallbackRegistry, a CallbackManager or a Session, "
             f"not {type(source).__name__}"
         )
     return registry
@@ -189,6 +213,11 @@ class _Search:
 
 def _name(event_type: Any) -> str:
     return event_name(pattern_key(event_type))
+
+
+def _shown(data: Any) -> str:
+    # What an event of a session says stands nowhere in its repr.
+    return f"{data!r} {show(data.data)}" if isinstance(data, Event) else show(data)
 
 
 def _with(data: Any) -> str:

@@ -18,7 +18,7 @@ import attrs
 
 #: Runs something the given number of times and returns what that cost in all, in the table's unit.
 Measure = Callable[[int], float]
-Unit = Literal["seconds", "bytes"]
+Unit = Literal["seconds", "microseconds", "bytes"]
 Ratio = Literal["cost", "speed"]
 Verdict = Literal["stretch", "met", "MISSED", "absent", ""]
 
@@ -53,7 +53,8 @@ class Table:
     Attributes:
         title: What is measured, in a line.
         cases: The rows. The first is the limit when the unit is seconds.
-        unit: Of time, targets are ratios to the limit; of bytes, they are the value itself.
+        unit: Of seconds, targets are ratios to the limit; of microseconds and bytes, they are the
+            value itself. What is measured is in seconds, or in bytes.
         ratio: Whether a ratio says how much more than the limit a case costs, or how many times
             faster than the limit it is.
         number: How often a case runs in a round; ``None`` finds a number that takes long enough.
@@ -176,7 +177,9 @@ def _row(table: Table, case: Case, costs: list[float], limit: list[float]) -> Ro
     pairs = zip(limit, costs, strict=True) if is_speed else zip(costs, limit, strict=True)
     ratios = [one / other for one, other in pairs] if limit else []
     ratio = median(ratios) if ratios and table.unit == "seconds" else None
-    value = cost if table.unit == "bytes" else ratio
+    value = ratio if table.unit == "seconds" else cost
+    if table.unit == "microseconds":
+        value = cost * 1e6
     judged = verdict(value, case.target, case.stretch, at_least=is_speed)
     spread = _spread(ratios) if ratio is not None else None
     return Row(case.name, cost, ratio, spread, case.target, case.stretch, judged)

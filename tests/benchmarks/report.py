@@ -38,8 +38,9 @@ def rendered(name: str, table: Table, rows: Sequence[Row]) -> str:
         "verdict",
     )
     cells = [head, *(_cells(row, sign) for row in rows)]
-    if table.unit == "bytes":
-        cells = [_in_bytes(line, row) for line, row in zip(cells, [None, *rows], strict=True)]
+    if table.unit != "seconds":
+        show = _in_bytes if table.unit == "bytes" else _in_microseconds
+        cells = [show(line, row) for line, row in zip(cells, [None, *rows], strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
@@ -99,6 +100,11 @@ def _cells(row: Row, sign: str) -> tuple[str, ...]:
 
 def _in_bytes(line: tuple[str, ...], row: Row | None) -> tuple[str, ...]:
     each = line[1] if row is None or row.cost is None else f"{row.cost:.0f} B"
+    return (line[0], each, *line[4:])
+
+
+def _in_microseconds(line: tuple[str, ...], row: Row | None) -> tuple[str, ...]:
+    each = line[1] if row is None or row.cost is None else f"{row.cost * 1e6:.2f} us"
     return (line[0], each, *line[4:])
 
 

@@ -5,10 +5,20 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from tests.benchmarks.async_dispatch import concurrent, sequential, timeouts
+from tests.benchmarks.delivery import delivering
 from tests.benchmarks.harness import Table
 from tests.benchmarks.import_time import importing
 from tests.benchmarks.registration import churn, memory, rotation
+from tests.benchmarks.sessions import emitting, idle
 from tests.benchmarks.special_tokens import escaped, formatted, parsed
+from tests.benchmarks.stores import (
+    appends,
+    appends_alone,
+    appends_in_memory,
+    hand_over,
+    polls,
+    polls_by_length,
+)
 from tests.benchmarks.streaming import (
     awaited_burst,
     burst,
@@ -61,4 +71,13 @@ def all_tables(registered: int = 100_000, streamed: int = 100_000) -> dict[str, 
         "stream-latency-p99": partial(on_the_loop, 99, waited_for),
         "stream-thread-latency-p50": partial(across_threads, 50, paused),
         "stream-thread-latency-p99": partial(across_threads, 99, paused),
+        "store-append": appends_in_memory,
+        "store-poll": partial(polls, 10_000),
+        "store-poll-length": partial(polls_by_length, 100, 10_000),
+        "sqlite-64": partial(appends, 64, streamed // 50),
+        "sqlite-1": partial(appends_alone, streamed // 200),
+        "sqlite-loop": partial(hand_over, 64, streamed // 50),
+        "session-emit": emitting,
+        "delivery": partial(delivering, registered // 10),
+        "session-idle": partial(idle, registered // 10),
     }

@@ -29,7 +29,9 @@ def test_every_case_of_a_table_runs(build: Build) -> None:
         rows = run_once(table)
     assert [row.name for row in rows] == [case.name for case in table.cases]
     assert all(row.cost is not None for row in ours(rows))
-    assert any(row.target is not None for row in ours(rows))
+    judged = [row for row in rows if row.target is not None]
+    assert judged
+    assert all(row.cost is not None for row in judged)
 
 
 def test_a_ratio_is_to_the_limit_of_the_same_round() -> None:
@@ -54,6 +56,14 @@ def test_bytes_are_judged_as_they_are() -> None:
     table = Table("t", [Case("case", costing(299), target=300)], unit="bytes", number=1)
     [row] = run_once(table)
     assert (row.cost, row.ratio, row.verdict) == (299, None, "met")
+
+
+def test_microseconds_are_judged_as_they_are() -> None:
+    cases = [Case("quick", costing(5e-6), target=5), Case("slow", costing(6e-6), target=5)]
+    table = Table("t", cases, unit="microseconds", number=1)
+    rows = run_once(table)
+    assert [row.verdict for row in rows] == ["met", "MISSED"]
+    assert "6.00 us" in rendered("t", table, rows)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """How deep dispatches stand inside each other, and that a runaway ends fast."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Any
@@ -241,6 +242,15 @@ def test_a_dispatch_may_be_closed_in_another_context() -> None:
 # A runaway.
 
 
+@pytest.fixture
+def room_on_the_stack() -> Generator[None, None, None]:
+    """Whatever runs the tests stands on the stack, too; the depth limit is to come first."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 500)
+    yield
+    sys.setrecursionlimit(limit)
+
+
 def both_trigger(registry: CallbackRegistry, **options: Any) -> list[int]:
     """Register two callbacks that trigger each other's event; return a list of their calls."""
     calls: list[int] = []
@@ -267,6 +277,7 @@ def both_trigger(registry: CallbackRegistry, **options: Any) -> list[int]:
     ids=["plain", "timeout", "timing", "all"],
 )
 @pytest.mark.parametrize("mode", ["sequential", "concurrent"])
+@pytest.mark.usefixtures("room_on_the_stack")
 async def test_callbacks_that_trigger_each_other_end_fast(mode: Any, options: Any) -> None:
     """Were the error an outcome at every level, they would run 2 ** 100 times."""
     registry = CallbackRegistry(mode=mode, **options)

@@ -18,7 +18,10 @@ from callbackkit import (
     CallbackManager,
     CallbackRegistry,
     CallbackTimeoutError,
+    Delivery,
     EventKey,
+    Gone,
+    Transport,
 )
 from callbackkit.testing import MockCallback, Recorder
 
@@ -89,6 +92,76 @@ def test_a_manager_is_recorded_by_its_registry() -> None:
     assert recorder.events == [("a", 1)]
 
 
+async def test_of_a_manager_the_events_of_all_sessions_are_recorded() -> None:
+    manager = CallbackManager()
+    one, two = await manager.create_session(), await manager.create_session()
+    with Recorder(manager) as recorder:
+        events = [await one.progress(0.4), await two.progress(0.5)]
+    assert recorder.events == [("progress", event) for event in events]
+    recorder.assert_emitted("progress", events[1])
+    with pytest.raises(AssertionError, match=r"<Event \w+-1 progress> \{'progress': 0.4\}"):
+        recorder.assert_emitted("completion")
+
+
+async def test_of_a_session_what_is_emitted_to_it_is_recorded() -> None:
+    manager = CallbackManager()
+    session = await manager.create_session({"events": ["progress", "custom.type"]})
+    other = await manager.create_session()
+    await session.progress(0.1)
+    with Recorder(session) as recorder:
+        await session.progress(0.4, "parsing")
+        await other.progress(0.5)
+        await session.thinking("left out")
+        await manager.emit(session.id, "custom.type")
+        await manager.trigger_callbacks("custom.type", {"of": "no session"})
+    await session.progress(1)
+    assert recorder.events == [
+        ("progress", {"progress": 0.4, "message": "parsing"}),
+        ("custom.type", {}),
+    ]
+    recorder.assert_emitted_once("progress", {"progress": 0.4, "message": "parsing"})
+    recorder.assert_order(["progress", "custom.*"])
+    recorder.assert_not_emitted("thinking")
+    with pytest.raises(AssertionError, match=r"1\. 'progress': \{'message': 'parsing'"):
+        recorder.assert_emitted("completion")
+
+
+async def test_of_a_session_what_is_handed_over_is_recorded() -> None:
+    async with CallbackManager() as manager:
+        session = await manager.create_session()
+        with Recorder(session) as recorder:
+            session.emit_soon("progress", {"progress": 1})
+            assert await recorder.wait_for("progress") == [("progress", {"progress": 1})]
+
+
+async def test_of_a_session_what_failed_for_its_events_is_recorded() -> None:
+    manager = CallbackManager()
+    manager.register_callback("*", MockCallback(side_effect=OSError))
+    session, other = await manager.create_session(), await manager.create_session()
+    with Recorder(session) as recorder:
+        await session.progress(1)
+        await other.progress(1)
+        await manager.trigger_callbacks("progress")
+    assert len(recorder.failures) == 1
+    with pytest.raises(ExceptionGroup, match="callbacks failed 1 time"):
+        recorder.raise_for_failures()
+
+
+async def test_of_a_session_what_operators_are_told_is_not_recorded() -> None:
+    class Dead(Transport):
+        name = "dead"
+
+        async def send(self, delivery: Delivery) -> None:
+            raise Gone("410")
+
+    async with CallbackManager(transports=[Dead()]) as manager:
+        session = await manager.create_session({"delivery_method": "dead"})
+        with Recorder(manager) as all_, Recorder(session) as mine:
+            await session.progress(1)
+            await all_.wait_for("delivery.dead")
+    assert [name for name, _ in mine.events] == ["progress"]
+
+
 def test_of_several_recorders_each_records_until_its_own_end() -> None:
     registry = CallbackRegistry()
     registry.register_callback("*", MockCallback(side_effect=OSError))
@@ -138,7 +211,7 @@ def test_no_event_of_eight_threads_is_lost() -> None:
 
 @pytest.mark.parametrize("source", ["registry", None, CallbackRegistry], ids=str)
 def test_only_what_has_events_can_be_recorded(source) -> None:
-    with pytest.raises(TypeError, match="records a CallbackRegistry or a CallbackManager, not"):
+    with pytest.raises(TypeError, match="a CallbackManager or a Session, not"):
         Recorder(source)
 
 

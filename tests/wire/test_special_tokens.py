@@ -465,7 +465,7 @@ def test_a_token_never_changes(name: str) -> None:
 @pytest.mark.parametrize(
     "again",
     [copy.copy, copy.deepcopy, *(partial(pickled, protocol=number) for number in range(6))],
-    ids=str,
+    ids=["copy", "deepcopy", *(f"protocol {number}" for number in range(6))],
 )
 @given(st.text(min_size=1), st.dictionaries(st.text(), st.text()))
 @example("END", {"k": "v"})

@@ -1,0 +1,282 @@
+"""The engine: claims what the store owes, and has each claim served by a task of its own."""
+
+from __future__ import annotations
+
+import logging
+import random as chance
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup, TaskStatus
+
+from callbackkit.delivery.attempt import failure_of
+from callbackkit.delivery.desk import Desk
+from callbackkit.delivery.serving import Serving
+from callbackkit.delivery.transport import DeliveryConfig, Transport, by_name
+from callbackkit.stores.base import Claim, Claims, Store, Watch, steady_time
+
+__all__ = ["DeliveryEngine"]
+
+_logger = logging.getLogger("callbackkit.delivery")
+
+# Claims taken at once.
+_MOST_CLAIMS: Final = 64
+# Seconds between two looks at a store that says that more is due and gives nothing.
+_LEAST_WAIT: Final = 0.01
+# Seconds after a failure of the store, or of the start of a transport: the first time, and at most.
+_BACKOFF, _LONGEST_BACKOFF = 0.1, 30.0
+# Failures of the store in a row after which draining is given up.
+_DRAIN_FAILURES: Final = 3
+# Seconds that a transport may take to start and to close.
+_START: Final = 60.0
+_CLOSE: Final = 5.0
+
+
+class DeliveryEngine:
+    """Delivers what sessions owe to transports, in order, again until it worked or is dead.
+
+    Args:
+        store: Where it is owed.
+        transports: What delivers, each for the sessions whose method is its name. The engine
+            starts and closes them.
+        read_config: Reads what a client asked for.
+        decode: Reads JSON.
+        notify: Awaited with an operator event: its type (``endpoint.failing``,
+            ``endpoint.recovered``, ``endpoint.disabled``, ``delivery.dead``), a session, its data.
+        clock: Seconds since 1970, passing evenly; the store's own, or another like it. Whoever
+            makes it jump calls :meth:`wake` then.
+        random: Gives numbers from 0 to 1.
+        concurrency: Claims served at the same time. With several transports, one gets up to
+            three quarters of it.
+
+    Raises:
+        TypeError: Something given as a transport is none.
+        ValueError: Two transports with one name; a *concurrency* below 1.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        transports: Sequence[Transport],
+        *,
+        read_config: Callable[[bytes], DeliveryConfig],
+        decode: Callable[[bytes], Any],
+        notify: Callable[[str, str, Mapping[str, Any]], Awaitable[None]],
+        clock: Callable[[], float] = steady_time,
+        random: Callable[[], float] = chance.random,
+        concurrency: int = 256,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
+        self._store = store
+        self._transports = by_name(transports)
+        self._desk = Desk(
+            store,
+            self._transports,
+            read_config=read_config,
+            decode=decode,
+            notify=notify,
+            clock=clock,
+            random=random,
+            worker=uuid.uuid4().hex,
+            concurrency=concurrency,
+        )
+        self._clock = clock
+        self._random = random
+        self._share = concurrency if len(transports) < 2 else max(1, concurrency * 3 // 4)
+        self._ready: list[str] = []
+        self._starting = 0
+        self._serving = 0
+        self._scope: anyio.CancelScope | None = None
+        self._ended: anyio.Event | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._transports) or "nothing"
+        return f"<DeliveryEngine of {names}, {self.serving} claims>"
+
+    @property
+    def serving(self) -> int:
+        """Claims that are being served."""
+        return self._serving
+
+    # Life.
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Deliver until cancelled or drained; no task outlives this.
+
+        A store that fails, or a transport that can't start, is tried again and again.
+
+        Raises:
+            RuntimeError: It runs already.
+        """
+        if self._ended is not None:
+            raise RuntimeError("the engine runs already")
+        ended = self._ended = anyio.Event()
+        self._desk.is_draining = False
+        self._starting = len(self._transports)
+        try:
+            with anyio.CancelScope() as self._scope:
+                async with anyio.create_task_group() as group:
+                    for transport in self._transports.values():
+                        group.start_soon(self._start, transport)
+                    task_status.started()
+                    await self._claim_and_serve(group)
+        finally:
+            with anyio.CancelScope(shield=True):
+                for transport in self._transports.values():
+                    await self._close(transport)
+            self._ready.clear()
+            self._scope = self._ended = None
+            ended.set()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Attempt what is due now once, and end :meth:`run` when that is done.
+
+        Batches go as they are. What has to wait, for a retry or because its endpoint is left
+        alone, stays in the store for whoever runs next.
+
+        Args:
+            timeout: Seconds, after which attempts that are not done are cancelled; whoever runs
+                next makes them again. ``None`` waits for them.
+        """
+        ended, scope = self._ended, self._scope
+        if ended is None:
+            return
+        self._desk.is_draining = True
+        self.wake()
+        with anyio.move_on_after(timeout):
+            await ended.wait()
+            return
+        if scope is not None:
+            scope.cancel()
+        await ended.wait()
+
+    def wake(self) -> None:
+        """Have it look at the clock and the store now; only needed if the clock has jumped."""
+        self._desk.wake()
+
+    # Transports.
+
+    async def _start(self, transport: Transport) -> None:
+        """Start a transport, until it works; what it is to deliver is not claimed before."""
+        failures = 0
+        while error := await failure_of(transport.start, timeout=_START):
+            self._starting -= failures == 0
+            failures += 1
+            _logger.error(
+                "a transport could not start",
+                exc_info=error,
+                extra={"delivery_method": transport.name},
+            )
+            self.wake()
+            if self._desk.is_draining:
+                return
+            await self._desk.pause(self._backoff(failures))
+        self._starting -= failures == 0
+        self._ready.append(transport.name)
+        self.wake()
+
+    @staticmethod
+    async def _close(transport: Transport) -> None:
+        error = await failure_of(transport.aclose, timeout=_CLOSE)
+        if error is not None:
+            _logger.warning(
+                "a transport could not close",
+                exc_info=error,
+                extra={"delivery_method": transport.name},
+            )
+
+    # Claiming.
+
+    async def _claim_and_serve(self, group: TaskGroup) -> None:
+        failures = 0
+        with self._store.watch(None) as self._desk.watch:
+            while True:
+                # Stores and watches need not suspend, and what is let go falls due at once.
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                leased_at = self._clock()
+                try:
+                    claims = await self._claim()
+                except Exception as exc:
+                    # Whatever its store raises, the engine goes on.
+                    failures += 1
+                    self._tell_of_store(exc, failures)
+                    if self._desk.is_draining and failures >= _DRAIN_FAILURES:
+                        break
+                    await self._desk.pause(self._backoff(failures))
+                    continue
+                failures = 0
+                for claim in claims.claims:
+                    self._serving += 1
+                    self._desk.busy[claim.method] += 1
+                    group.start_soon(self._serve, claim, leased_at + self._desk.lease)
+                if self._is_done(claims):
+                    break
+                await self._wait(claims, self._desk.watch)
+        self._desk.watch = None
+        # Nobody claims any more, so nobody is to let go of what he serves.
+        self._desk.is_crowded = False
+
+    async def _claim(self) -> Claims:
+        """Claim as much as there is room for."""
+        desk = self._desk
+        room = desk.room
+        methods = [name for name in self._ready if desk.busy[name] < self._share]
+        desk.is_crowded = len(methods) < len(self._ready) or room <= 0
+        if room <= 0 or not methods:
+            return Claims((), None)
+        # The store takes them in this order: each is to come first in its turn.
+        self._ready.append(self._ready.pop(0))
+        return await self._store.claim(
+            desk.worker,
+            methods=methods,
+            limit=min(room, _MOST_CLAIMS, *(self._share - desk.busy[name] for name in methods)),
+            lease=desk.lease,
+        )
+
+    def _is_done(self, claims: Claims) -> bool:
+        """Tell whether all that is due has been claimed, and that was to be the end."""
+        is_all = not claims.claims and claims.next_in != 0
+        return (
+            is_all and self._desk.is_draining and not self._desk.is_crowded and not self._starting
+        )
+
+    async def _wait(self, claims: Claims, watch: Watch) -> None:
+        """Wait until more may be due, or there is room for more."""
+        rest = self._store.reconcile
+        if claims.next_in is not None:
+            rest = min(rest, claims.next_in)
+        if claims.claims and (rest == 0 or self._desk.is_draining):
+            await anyio.lowlevel.checkpoint()
+            return
+        await watch.wait(max(rest, _LEAST_WAIT))
+
+    async def _serve(self, claim: Claim, leased_until: float) -> None:
+        try:
+            await Serving(self._desk, claim, leased_until).run()
+        except Exception:
+            # The claim lapses; the others know nothing of it.
+            _logger.exception(
+                "a delivery failed in an unforeseen way",
+                extra={"delivery_session": claim.session_id, "delivery_method": claim.method},
+            )
+        finally:
+            self._serving -= 1
+            self._desk.busy[claim.method] -= 1
+            self._desk.make_room()
+
+    def _backoff(self, failures: int) -> float:
+        longest = min(_BACKOFF * 2.0 ** min(failures - 1, 60), _LONGEST_BACKOFF)
+        return longest * (0.5 + self._random() / 2)
+
+    @staticmethod
+    def _tell_of_store(error: Exception, failures: int) -> None:
+        _logger.log(
+            logging.ERROR if failures == 1 else logging.WARNING,
+            "the store failed when asked what is due",
+            exc_info=error,
+            extra={"delivery_failures": failures},
+        )

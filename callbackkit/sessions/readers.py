@@ -1,0 +1,95 @@
+"""Who reads which session in this process, and how far they got."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from callbackkit.errors import LimitError
+from callbackkit.stores.base import Store
+
+if TYPE_CHECKING:
+    from callbackkit.sessions.subscription import Subscription
+
+__all__ = ["Readers"]
+
+
+class Readers:
+    """The open subscriptions of one manager.
+
+    They are held weakly: one that was left with ``break`` is forgotten. Reading is noted here at
+    once, and told to the store together, now and then: one call for all of them.
+
+    Args:
+        store: Where the sessions are.
+        max_readers: Subscriptions to one session at a time.
+    """
+
+    def __init__(self, store: Store, max_readers: int) -> None:
+        self._store = store
+        self._max_readers = max_readers
+        # Re-entrant: a subscription may be collected while it is held.
+        self._lock = threading.RLock()
+        self._open: dict[str, weakref.WeakSet[Subscription]] = {}
+        self._read: dict[str, int | None] = {}
+
+    def add(self, subscription: Subscription) -> None:
+        """Count a subscription in.
+
+        Raises:
+            LimitError: There are ``max_readers`` of its session.
+        """
+        with self._lock:
+            reading = self._open.setdefault(subscription.session_id, weakref.WeakSet())
+            if len(reading) >= self._max_readers:
+                raise LimitError("max_readers", self._max_readers, "readers of one session")
+            reading.add(subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Count a subscription out."""
+        with self._lock:
+            reading = self._open.get(subscription.session_id)
+            if reading is not None:
+                reading.discard(subscription)
+                if not reading:
+                    del self._open[subscription.session_id]
+
+    def note(self, session_id: str, seq: int) -> None:
+        """Note that a session was read up to a number."""
+        with self._lock:
+            known = self._read.get(session_id)
+            if known is None or known < seq:
+                self._read[session_id] = seq
+
+    async def flush(self, *, touch: bool = False) -> None:
+        """Tell the store what was read; with *touch* also which sessions are being read."""
+        with self._lock:
+            reads, self._read = self._read, {}
+            if touch:
+                for session_id in self._open:
+                    reads.setdefault(session_id, None)
+        if not reads:
+            return
+        try:
+            await self._store.touch(reads)
+        except BaseException:
+            # To be told next time: what is noted only grows.
+            for session_id, seq in reads.items():
+                if seq is not None:
+                    self.note(session_id, seq)
+            raise
+
+    def kinds(self, session_id: str | None = None) -> Counter[str]:
+        """Count the open subscriptions of a session, or of all, by what they are read through."""
+        with self._lock:
+            wanted = self._open.keys() if session_id is None else self._open.keys() & {session_id}
+            return Counter(each.kind for one in wanted for each in self._open[one])
+
+    def close(self) -> None:
+        """End every subscription."""
+        with self._lock:
+            subscriptions = [each for reading in self._open.values() for each in reading]
+        for each in subscriptions:
+            each.close()

@@ -1,0 +1,1 @@
+"""Where sessions keep their events, and what deliveries they still owe."""

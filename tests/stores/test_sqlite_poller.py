@@ -1,0 +1,55 @@
+"""Two stores on one file are to each other what two processes are."""
+
+from pathlib import Path
+
+import anyio
+
+from callbackkit.stores.base import NewSession
+from callbackkit.stores.sqlite import SQLiteStore
+
+
+async def test_a_time_that_another_process_sets_is_told_of_so_that_it_is_waited_for_here(
+    tmp_path: Path,
+) -> None:
+    """Whoever set it may die; nobody else would look again before the next reconciling."""
+    file = tmp_path / "events.db"
+    here, there = SQLiteStore(file), SQLiteStore(file)
+    try:
+        await there.create_session(NewSession(id="s1", token_hash=b"", method="m", pushes=True))
+        await there.append("s1", "thinking", b"{}")
+        [claim] = (await there.claim("there", methods=["m"], limit=1, lease=60)).claims
+        with here.watch(None) as watch, anyio.fail_after(30):
+            found = await here.claim("here", methods=["m"], limit=1, lease=9)
+            assert found.claims == []
+            assert found.next_in is not None
+            assert found.next_in > 30
+            while await watch.wait(1.5):
+                """What was written before the watching began may ring."""
+            await there.retry(claim, delay=20, attempt=None)
+            assert await watch.wait(15)
+            found = await here.claim("here", methods=["m"], limit=1, lease=9)
+            assert found.next_in is not None
+            assert found.next_in <= 20
+    finally:
+        await here.aclose()
+        await there.aclose()
+
+
+async def test_what_another_process_appends_wakes_who_reads_here(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    here, there = SQLiteStore(file), SQLiteStore(file)
+    try:
+        await there.create_session(NewSession(id="s1", token_hash=b""))
+        await there.create_session(NewSession(id="s2", token_hash=b""))
+        with here.watch("s1") as watch, here.watch("s2") as other, anyio.fail_after(20):
+            assert not (await here.read("s1")).records
+            while await other.wait(0.3):
+                """What was written before the watching began may ring."""
+            await there.append("s1", "thinking", b"{}")
+            while not (page := await here.read("s1")).records:
+                await watch.wait(15)
+            assert page.top == 1
+            assert not await other.wait(0.3)
+    finally:
+        await here.aclose()
+        await there.aclose()
