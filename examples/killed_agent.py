@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ from callbackkit import (
     Session,
     Transport,
 )
-from callbackkit.stores.base import steady_time
 from callbackkit.stores.sqlite import SQLiteStore
 
 KILLS = 12
@@ -48,10 +47,6 @@ KILLS = 12
 MOST_SECONDS, MOST_PER_KILL = 40.0, 2.0
 LIFE = 0.2, 0.7  # seconds that an agent lives, a random number in between
 MOST_EVENTS = 100_000
-# A delivery is leased to whoever makes it, so that nobody else does, and a killed process can't
-# give that back. Instead of waiting until it runs out, the clock of the store is put on by a
-# minute before each life.
-BETWEEN_LIVES = 60.0
 
 # What comes of it.
 
@@ -106,16 +101,11 @@ class ImpatientEmailTransport(EmailTransport):
     breaker = None
 
 
-def clock_of(life: int) -> Callable[[], float]:
-    """Return the clock that the store goes by in a life."""
-    return lambda: steady_time() + life * BETWEEN_LIVES
-
-
-async def live(life: int, folder: Path, to: str) -> None:
+async def live(folder: Path, to: str) -> None:
     """Begin the work, or go on with it, until it is done and delivered."""
     transport, config = destination(folder, to)
     manager = CallbackManager(
-        store=SQLiteStore(folder / "events.db", clock=clock_of(life)),
+        store=SQLiteStore(folder / "events.db"),
         transports=[transport],
         retention=Retention(max_events=MOST_EVENTS),
         limits=Limits(max_pending=MOST_EVENTS),
@@ -217,7 +207,7 @@ class Lives:
     def live(self, seconds: float | None = None) -> bool:
         """Start the agent, kill it after so many seconds, and tell whether that was needed."""
         self.lives += 1
-        command = [sys.executable, __file__, "--life", str(self.lives), str(self.folder), self.to]
+        command = [sys.executable, __file__, "--life", str(self.folder), self.to]
         # An interrupt waits until the agent is known; and the agent, born like that, hears of none.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         agent = subprocess.Popen(command)
@@ -278,7 +268,7 @@ def said_by(node: str, arrivals: Sequence[Arrival]) -> str:
 async def judge_store(lives: Lives, events: int) -> list[str]:
     """Return what is wrong with the store, if it was to deliver so many events."""
     file = lives.folder / "events.db"
-    async with CallbackManager(store=SQLiteStore(file, clock=clock_of(lives.lives))) as manager:
+    async with CallbackManager(store=SQLiteStore(file)) as manager:
         session = await find(manager)
         if session is None:
             return ["the session is gone"]
@@ -324,8 +314,8 @@ def run(source: str, folder: Path, seed: int, kills: int) -> int:
 def main() -> int:
     """Read the arguments and run a life, or all of them."""
     if sys.argv[1:2] == ["--life"]:
-        life, folder, to = sys.argv[2:]
-        anyio.run(live, int(life), Path(folder), to)
+        folder, to = sys.argv[2:]
+        anyio.run(live, Path(folder), to)
         return 0
     parser = argparse.ArgumentParser(description="Kill an agent until its work is done.")
     parser.add_argument(

@@ -11,39 +11,34 @@ from collections import OrderedDict
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
-    Coroutine,
-    Generator,
     Mapping,
     Sequence,
 )
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
 
 import anyio
 import attrs
-from anyio.abc import TaskStatus
 
-from callbackkit.buffer import checkpoint
 from callbackkit.delivery.engine import DeliveryEngine
 from callbackkit.delivery.transport import Transport, by_name
 from callbackkit.dispatch.outcome import DispatchResult
 from callbackkit.dispatch.registering import CallbackOptions
 from callbackkit.dispatch.registration import Registration
 from callbackkit.dispatch.registry import CallbackRegistry
-from callbackkit.errors import ConfigError, LimitError, StoreError, UnknownSessionError
+from callbackkit.errors import ConfigError, LimitError, UnknownSessionError
 from callbackkit.events import Event, EventKey, Position, check_event_type, check_payload
-from callbackkit.sessions.background import Background
 from callbackkit.sessions.config import CallbackConfig
 from callbackkit.sessions.limits import Limits
 from callbackkit.sessions.outbox import Outbox, Outgoing
 from callbackkit.sessions.readers import Readers
 from callbackkit.sessions.running import SessionRun
+from callbackkit.sessions.service import Service
 from callbackkit.sessions.session import Session, token_hash
 from callbackkit.sessions.statistics import ManagerStats, SessionStats
 from callbackkit.sessions.subscription import After, Subscription
@@ -71,12 +66,6 @@ OPERATORS: Final = "operator"
 # Sessions whose filters are kept at hand, and different configurations read.
 _MOST_KNOWN: Final = 10_000
 _MOST_CONFIGS: Final = 1_000
-
-# Seconds between tellings of what was read, and every how many of them time is looked after.
-_FLUSH_EVERY: Final = 1.0
-_SWEEP_EVERY: Final = 5
-# Sessions that are swept in a row before others may run; a slice takes about a millisecond.
-_SLICE: Final = 100
 
 
 @attrs.frozen(eq=False)
@@ -157,7 +146,6 @@ class CallbackManager:
         self._retention = Retention() if retention is None else retention
         self._linger = linger
         self._codec: Codec = JsonCodec() if codec is None else codec
-        self._drain_timeout = drain_timeout
         self._transports = by_name(transports)
         if taken := READ_METHODS & self._transports.keys():
             raise ValueError(f"a transport can't be named {min(taken)!r}: that is a way to read")
@@ -167,26 +155,24 @@ class CallbackManager:
         self._read_config: Callable[[bytes], CallbackConfig] = lru_cache(_MOST_CONFIGS)(
             CallbackConfig.from_json
         )
-        self._entered = 0
-        # While it is started or stopped: entering waits for that.
-        self._changing: anyio.Event | None = None
-        self._running = AsyncExitStack()
-        self._engine: DeliveryEngine | None = None
+        self._service = Service(
+            self.store,
+            self._readers,
+            self._outbox,
+            new_engine=self._new_engine,
+            forget=lambda session_id: self._known.pop(session_id, None),
+            drain_timeout=drain_timeout,
+        )
         self._operator_events = 0
 
     def __repr__(self) -> str:
-        state = "running" if self._entered else "not started"
+        state = "running" if self._service.is_entered else "not started"
         return f"<CallbackManager {state}, {self.store!r}, {self.registry!r}>"
 
     # Its life.
 
     async def __aenter__(self) -> Self:
-        while self._changing is not None:
-            await self._changing.wait()
-        if not self._entered:
-            with self._change():
-                await self._start()
-        self._entered += 1
+        await self._service.enter()
         return self
 
     async def __aexit__(
@@ -195,64 +181,7 @@ class CallbackManager:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._entered -= 1
-        if self._entered:
-            return
-        with self._change():
-            try:
-                if kind is None or issubclass(kind, Exception):
-                    await self.drain()
-                    # What came meanwhile is stored too, and left there.
-                    self._outbox.shut()
-                    with anyio.move_on_after(self._drain_timeout):
-                        await self._outbox.flush(after_calls=True)
-            finally:
-                # Whatever comes, what was started is stopped.
-                with anyio.CancelScope(shield=True):
-                    await self._running.aclose()
-
-    @contextmanager
-    def _change(self) -> Generator[None]:
-        changing = self._changing = anyio.Event()
-        try:
-            yield
-        finally:
-            self._changing = None
-            changing.set()
-
-    async def _start(self) -> None:
-        # What has begun is stopped again if the next step fails.
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(_shielded, self.store.aclose)
-            await self.store.start()
-            stack.callback(self._readers.close)
-            stack.push_async_callback(_shielded, self._tell_reads)
-            functions: list[Callable[..., Coroutine[Any, Any, None]]] = [
-                self._outbox.serve,
-                self._look_after,
-            ]
-            if self._transports:
-                functions.append(self._new_engine().run)
-                stack.callback(self._drop_engine)
-            self._outbox.open()
-            stack.callback(self._outbox.close)
-            background = Background(*functions)
-            await background.start()
-            stack.push_async_callback(background.stop)
-            self._running = stack.pop_all()
-
-    def _new_engine(self) -> DeliveryEngine:
-        self._engine = DeliveryEngine(
-            self.store,
-            list(self._transports.values()),
-            read_config=self._read_config,
-            decode=self._codec.decode,
-            notify=self._tell_operators,
-        )
-        return self._engine
-
-    def _drop_engine(self) -> None:
-        self._engine = None
+        await self._service.leave(in_peace=kind is None or issubclass(kind, Exception))
 
     async def drain(self) -> None:
         """Store what was handed over, attempt what is due, and begin no delivery after that.
@@ -260,52 +189,18 @@ class CallbackManager:
         Takes up to the manager's *drain_timeout*. What could not be delivered stays in the store,
         for whoever opens it next. Leaving ``async with`` does this.
         """
-        until = anyio.current_time() + self._drain_timeout
-        with anyio.move_on_after(self._drain_timeout):
-            await self._outbox.flush(after_calls=True)
-        if self._engine is not None:
-            await self._engine.drain(max(until - anyio.current_time(), 0.0))
-        await self._tell_reads()
+        await self._service.drain()
 
-    async def _tell_reads(self) -> None:
-        try:
-            await self._readers.flush()
-        except StoreError:
-            logger.warning(
-                "the store could not be told what was read",
-                exc_info=True,
-                extra={"store": repr(self.store)},
-            )
-
-    async def _look_after(
-        self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Tell the store now and then what was read, and have it do what time asks for."""
-        task_status.started()
-        rounds = 0
-        while True:
-            try:
-                if rounds % _SWEEP_EVERY == 0:
-                    await self._readers.flush(touch=True)
-                    await self._sweep()
-                else:
-                    await self._readers.flush()
-            except Exception:
-                logger.exception(
-                    "the store could not be looked after; trying again",
-                    extra={"store": repr(self.store)},
-                )
-            rounds += 1
-            await anyio.sleep(_FLUSH_EVERY)
-
-    async def _sweep(self) -> None:
-        while True:
-            swept = await self.store.sweep(limit=_SLICE)
-            for session_id in swept.sessions:
-                self._known.pop(session_id, None)
-            if not swept.has_more:
-                return
-            await checkpoint()
+    def _new_engine(self) -> DeliveryEngine | None:
+        if not self._transports:
+            return None
+        return DeliveryEngine(
+            self.store,
+            list(self._transports.values()),
+            read_config=self._read_config,
+            decode=self._codec.decode,
+            notify=self._tell_operators,
+        )
 
     # Sessions.
 
@@ -687,11 +582,6 @@ class CallbackManager:
 def new_secret() -> str:
     """Return a webhook secret: 24 random bytes as Standard Webhooks writes them."""
     return "whsec_" + b64encode(secrets.token_bytes(24)).decode()
-
-
-async def _shielded(function: Callable[[], Awaitable[None]]) -> None:
-    with anyio.CancelScope(shield=True):
-        await function()
 
 
 def _check_seconds(name: str, value: object) -> None:

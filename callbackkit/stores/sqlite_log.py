@@ -28,7 +28,6 @@ __all__ = ["append", "create_session", "delete_session", "end_session", "touch",
 # Idempotency keys one session may have at a time.
 _MOST_KEYS: Final = 100_000
 
-_APPEND: Final = "INSERT INTO fresh VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
 _KNOWN: Final = """
     SELECT seq, at, event_type, digest, owed, ordinal FROM idempotency
     WHERE sid = ? AND key = ? AND until > ?
@@ -120,7 +119,7 @@ def _add(work: Work, row: Row, event_type: str, body: bytes, owed: bool) -> Reco
     seq = row.top + 1
     ordinal = row.sent + owed
     size = row.size + len(body)
-    work.execute(_APPEND, (row.sid, seq, at, event_type, body, owed, ordinal, size))
+    work.append(row.sid, seq, at, event_type, body, owed, ordinal, size)
     row.top = seq
     row.last_at = at
     row.sent = ordinal

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import attrs
 
@@ -21,6 +21,9 @@ _SAVE_SUMS: Final = """
     UPDATE store SET change = ?, now = ?, readable = ?, gone_sent = ?, gone_settled = ?,
         gone_failed = ?, gone_expired = ?, gone_retries = ?
 """
+
+
+_APPEND: Final = "INSERT INTO fresh VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class IdTakenError(ValueError):
@@ -76,7 +79,6 @@ class Work:
     """A transaction. A job looks at everything before it changes anything.
 
     Attributes:
-        connection: The connection.
         now: When it began, seconds since 1970; no earlier than any transaction before it.
         wall: Tells the time for timestamps.
         sums: The sums.
@@ -90,8 +92,8 @@ class Work:
         sums: Sums,
         wall: Callable[[], float],
     ) -> None:
-        self.connection: sqlite3.Connection = connection
-        self.execute: Callable[..., sqlite3.Cursor] = connection.execute
+        self._connection = connection
+        self._fresh: list[tuple[Any, ...]] = []
         self.wall: Callable[[], float] = wall
         self.now: float = sums.now
         self.sums: Sums = sums
@@ -99,6 +101,26 @@ class Work:
         self._rows = rows
         self._touched: list[Row] = []
         self._changes = connection.total_changes
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, which knows all that was done so far."""
+        self._insert()
+        return self._connection
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Execute a statement."""
+        self._insert()
+        return self._connection.execute(statement, values)
+
+    def append(self, *record: Any) -> None:
+        """Have a record inserted, together with others: one by one costs a third more."""
+        self._fresh.append(record)
+
+    def _insert(self) -> None:
+        if self._fresh:
+            records, self._fresh = self._fresh, []
+            self._connection.executemany(_APPEND, records)
 
     def find(self, session_id: str) -> Row | None:
         """Return a session, whatever its state."""

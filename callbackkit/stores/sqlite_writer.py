@@ -70,6 +70,8 @@ class Writer(Worker):
         self._ahead = 0.0
         self._commits = 0
         self._is_tidy = True
+        # It has not opened the file yet.
+        self._is_new = True
 
     # The life of a worker.
 
@@ -256,10 +258,11 @@ class Writer(Worker):
         self._instance = Instance(place.path)
         self._begin(connection)
         migrate(connection, place.path)
-        self._instance.check(connection)
+        self._instance.check(connection, is_first=self._is_new)
         (change,) = connection.execute("SELECT change FROM store").fetchone()
         connection.execute("COMMIT")
         self._instance.note(change)
+        self._is_new = False
         self._opened(change)
         return connection
 

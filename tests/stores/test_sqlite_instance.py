@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,7 @@ import pytest
 from callbackkit.errors import LeaseLostError
 from callbackkit.stores.base import NewSession
 from callbackkit.stores.sqlite import SQLiteStore
+from callbackkit.stores.sqlite_instance import Instance
 
 BODY = b'{"conversation_id":null,"data":{},"metadata":{}}'
 
@@ -239,3 +241,77 @@ def test_processes_that_open_it_at_once_for_the_first_time_agree(tmp_path: Path)
     assert len(set(first)) == 4
     assert second == first
     assert sorted(anyio.run(epochs, path)) == sorted(first)
+
+
+# Leases of those who are gone.
+
+DIES_WITH_A_CLAIM = """
+import os, sys
+import anyio
+from callbackkit.stores.sqlite import SQLiteStore
+
+async def main():
+    store = SQLiteStore(sys.argv[1])
+    claims = await store.claim("dead", methods=["m"], limit=9, lease=3600)
+    os.write(1, str(len(claims.claims)).encode())
+    os._exit(137)
+
+anyio.run(main)
+"""
+
+
+def claim_and_die(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DIES_WITH_A_CLAIM, str(path)], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (137, b"1"), done.stderr
+
+
+async def claims_of(store: SQLiteStore) -> int:
+    return len((await store.claim("worker", methods=["m"], limit=9, lease=3600)).claims)
+
+
+async def test_whoever_opens_it_alone_need_not_wait_for_the_leases_of_the_dead(path: Path) -> None:
+    claim_and_die(path)
+    store = SQLiteStore(path)
+    assert await claims_of(store) == 1
+    await store.aclose()
+
+
+async def test_the_lease_on_a_dead_letter_ends_too(path: Path) -> None:
+    store = SQLiteStore(path)
+    [claim] = (await store.claim("w", methods=["m"], limit=9, lease=60)).claims
+    await store.park(claim, upto=1, letter_id="s_e_1", reason="no", attempt=None)
+    assert await store.redrive("s") == 1
+    await store.aclose()
+    claim_and_die(path)
+    store = SQLiteStore(path)
+    assert await claims_of(store) == 1
+    await store.aclose()
+
+
+async def test_beside_another_process_leases_run_out_by_themselves(path: Path) -> None:
+    """The one that holds it may be alive, and in the midst of sending."""
+    other = SQLiteStore(path)
+    await other.start()
+    claim_and_die(path)
+    store = SQLiteStore(path)
+    assert await claims_of(store) == 0
+    await other.aclose()
+    await store.aclose()
+
+
+async def test_a_store_that_opens_its_file_again_ends_no_lease(path: Path) -> None:
+    """After an error, say: what it is delivering itself goes on."""
+    claim_and_die(path)
+    instance = Instance(str(path))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        instance.check(connection, is_first=False)
+        connection.execute("COMMIT")
+        assert connection.execute("SELECT is_leased FROM log WHERE due_at > 0").fetchall() == [(1,)]
+        connection.execute("BEGIN IMMEDIATE")
+        instance.check(connection, is_first=True)
+        connection.execute("COMMIT")
+        assert connection.execute("SELECT is_leased FROM log WHERE due_at > 0").fetchall() == [(0,)]
+    instance.close()
