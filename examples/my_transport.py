@@ -6,12 +6,17 @@ what was refused for good. A mail may arrive twice, when this program dies betwe
 answer and the note of it: it then has the same Message-ID, by which mail programs tell.
 
     pip install callbackkit
-    python examples/my_transport.py localhost:25 ada@example.com
+    python examples/my_transport.py localhost:25 ada@example.com mails.db
+
+It sends three mails, tells of each attempt, and ends when all are delivered or given up. Stop the
+mail server before, and start it a while after: they arrive. Stop this program meanwhile, by Ctrl-C
+or `kill -9`, and run it again: it goes on with what is in the file.
 """
 
 import smtplib
 import sys
 from email.message import EmailMessage
+from typing import Any
 
 import anyio
 
@@ -22,10 +27,18 @@ from callbackkit import (
     Gone,
     Retry,
     RetryPolicy,
+    Session,
     Transport,
 )
 from callbackkit.delivery.transport import DeliveryConfig
+from callbackkit.stores.sqlite import SQLiteStore
 from callbackkit.wire.envelope import encode_event
+
+EVENTS: list[tuple[str, dict[str, Any]]] = [
+    ("thinking", {"thought": "I could send a mail."}),
+    ("progress", {"progress": 0.5, "message": "writing it"}),
+    ("completion", {"result": "sent"}),
+]
 
 
 class EmailTransport(Transport):
@@ -66,20 +79,49 @@ class EmailTransport(Transport):
             server.send_message(message)
 
 
-async def main(server: str, to: str) -> None:
-    """Send three events, and tell what became of them."""
+async def unfinished(manager: CallbackManager, to: str) -> Session:
+    """Return the session that an earlier run left in the file, or a new one."""
+    async for session in manager.sessions(state="active", owner=to):
+        return session
+    return await manager.create_session(
+        {"delivery_method": "email", "options": {"to": to}}, owner=to
+    )
+
+
+async def follow(session: Session) -> None:
+    """Tell of each attempt, until every event is delivered or a dead letter."""
+    told, queued = 0, 1
+    while queued:
+        queued = (await session.stats()).queued_events
+        attempts = await session.attempts()
+        for attempt in attempts[told:]:
+            mail = attempt.delivery_id.rpartition("_")[2]
+            print(f"mail {mail}, attempt {attempt.number}: {attempt.error or 'sent'}", flush=True)
+        told = len(attempts)
+        await anyio.sleep(0.1)
+
+
+async def main(server: str, to: str, file: str) -> None:
+    """Send three events, or go on with those of an earlier run, and tell what became of them."""
     host, _, port = server.partition(":")
     transport = EmailTransport(host, int(port or 25))
-    async with CallbackManager(transports=[transport]) as manager:
-        config = {"delivery_method": "email", "options": {"to": to}}
-        async with manager.session(config) as session:
-            await session.thinking("I could send a mail.")
-            await session.progress(0.5, "writing it")
-            await session.completion("sent")
-    # Leaving the block waited until everything had been tried.
-    async for session in manager.sessions():
+    async with CallbackManager(store=SQLiteStore(file), transports=[transport]) as manager:
+        session = await unfinished(manager, to)
+        emitted = (await session.stats()).events_sent
+        for event_type, data in EVENTS[emitted:]:
+            await session.emit(event_type, data)
+        await follow(session)
+        await session.end()
         print(await session.stats())
+        for letter in await session.dead_letters():
+            print(f"given up: {letter.reason}")
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2])
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python my_transport.py HOST[:PORT] ADDRESS [FILE]")
+    file = sys.argv[3] if len(sys.argv) == 4 else "mails.db"
+    try:
+        anyio.run(main, sys.argv[1], sys.argv[2], file)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; what was not sent is in {file}, run this again to go on")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 from callbackkit.delivery.endpoint import Endpoints
+from callbackkit.delivery.places import Place, Places
 from callbackkit.delivery.transport import DeliveryConfig, Transport
 from callbackkit.stores.base import Store, Watch, Watches
 
@@ -38,8 +38,8 @@ class Desk:
         transports: By name.
         endpoints: The endpoints.
         worker: Who claims, unlike any other.
-        concurrency: Claims served at the same time; those that wait for a batch do not count.
-        busy: How many are, by transport.
+        places: How many claims are served at the same time; those that wait for a batch do not
+            count.
         lease: Seconds of a lease, unless a timeout asks for more.
         is_draining: Nobody waits any more for a batch to fill.
         is_crowded: More may be due than can be served at once.
@@ -63,8 +63,7 @@ class Desk:
         self.transports: Mapping[str, Transport] = transports
         self.endpoints: Endpoints = Endpoints(store)
         self.worker: str = worker
-        self.concurrency: int = concurrency
-        self.busy: Counter[str] = Counter()
+        self.places: Places = Places(concurrency, len(transports))
         timeouts = [transport.timeout for transport in transports.values()]
         self.lease: float = min(max(timeouts, default=0.0), _LONGEST) + 2 * MARGIN
         self.is_draining: bool = False
@@ -80,14 +79,9 @@ class Desk:
         self._probes = 0
 
     @property
-    def room(self) -> int:
-        """How many claims more may be served."""
-        return self.concurrency - self.busy.total()
-
-    @property
     def may_wait(self) -> bool:
         """One more claim may be held until a batch is full."""
-        return len(self._waiting) < _MOST_WAITING * self.concurrency
+        return len(self._waiting) < _MOST_WAITING * self.places.concurrency
 
     def new_probe(self) -> str:
         """Return a name for who tries an endpoint out."""
@@ -108,21 +102,27 @@ class Desk:
         with self._pauses.watch(None) as watch:
             await watch.wait(seconds)
 
-    async def wait_on(self, watch: Watch, seconds: float, method: str) -> bool:
+    async def wait_on(self, watch: Watch, seconds: float, place: Place) -> bool:
         """Wait so long, or until something is appended, or :meth:`wake`; take no place meanwhile.
 
         Returns:
             There is a place again.
         """
         self._waiting.add(watch)
-        self.busy[method] -= 1
+        self.places.leave(place)
         self.make_room()
         try:
             await watch.wait(seconds)
-            return self.room > 0
+            return self.places.room > 0
         finally:
-            self.busy[method] += 1
+            self.places.come_back(place, self.clock())
             self._waiting.discard(watch)
+
+    def step_aside(self, place: Place) -> bool:
+        """Leave a place to others for one delivery; ``False`` if too many did."""
+        has_stepped = self.places.step_aside(place)
+        self.make_room()
+        return has_stepped
 
     def make_room(self) -> None:
         """Have the engine claim more, now that there is room, if more is due."""

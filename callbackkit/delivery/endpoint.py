@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import anyio
 
+from callbackkit.delivery.places import PATIENCE
 from callbackkit.delivery.policy import Circuit, CircuitBreaker, RateLimit
 from callbackkit.errors import StoreError
 from callbackkit.stores.base import Store
@@ -65,6 +66,7 @@ class Endpoint:
         self._line: deque[anyio.Event] = deque()
         self._left_at = -math.inf
         self._duration = 0.0
+        self._was_slow = False
         self._full_at = -math.inf
         # When the next one that was sent away may come back.
         self._next_turn = -math.inf
@@ -75,6 +77,11 @@ class Endpoint:
     def has_line(self) -> bool:
         """Somebody waits for a place."""
         return bool(self._line)
+
+    @property
+    def is_suspect(self) -> bool:
+        """It failed last time, or took long."""
+        return self._was_slow or not self.circuit.is_spotless
 
     async def enter(self, *, may_refuse: bool) -> bool:
         """Take a place, or wait in line for one; ``False`` if the line is too long."""
@@ -100,6 +107,7 @@ class Endpoint:
         self._left_at = now
         if duration is not None:
             self._duration += (duration - self._duration) / 4
+            self._was_slow = duration >= PATIENCE
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -190,10 +198,15 @@ class Endpoint:
         """Have nothing sent to it any more."""
 
         def change(circuit: Circuit) -> Circuit:
-            is_disabled = circuit.phase == "disabled"
-            return circuit if is_disabled else self._breaker.disabled(circuit, reason)
+            if circuit.phase == "disabled":
+                return self._breaker.noted(circuit, now)
+            return self._breaker.disabled(circuit, now, reason)
 
         return await self._change(change, now)
+
+    async def keep_disabled(self, now: float) -> None:
+        """Have the store remember that it is disabled; to be told when something is owed to it."""
+        await self._change(lambda circuit: self._breaker.noted(circuit, now), now)
 
     async def _change(self, change: Callable[[Circuit], Circuit], now: float) -> Change | None:
         """Change the state, also if others change it meanwhile; tell what came of it, once.

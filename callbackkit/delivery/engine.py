@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random as chance
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from callbackkit.delivery.attempt import failure_of
 from callbackkit.delivery.desk import Desk
+from callbackkit.delivery.places import Place
 from callbackkit.delivery.serving import Serving
 from callbackkit.delivery.transport import DeliveryConfig, Transport, by_name
 from callbackkit.stores.base import Claim, Claims, Store, Watch, steady_time
@@ -33,6 +35,8 @@ _DRAIN_FAILURES: Final = 3
 # Seconds that a transport may take to start and to close.
 _START: Final = 60.0
 _CLOSE: Final = 5.0
+# Seconds that a claim under way, and letting go of what it gave, may take when the run ends.
+_LET_GO: Final = 2.0
 
 
 class DeliveryEngine:
@@ -49,8 +53,10 @@ class DeliveryEngine:
         clock: Seconds since 1970, passing evenly; the store's own, or another like it. Whoever
             makes it jump calls :meth:`wake` then.
         random: Gives numbers from 0 to 1.
-        concurrency: Claims served at the same time. With several transports, one gets up to
-            three quarters of it.
+        concurrency: Claims served at the same time, by this process. Those whose destination
+            takes longer than a second, or failed last time, do not count, so that others wait for
+            none of them; of these there are up to 16 times as many. With several transports, one
+            gets up to three quarters of either.
 
     Raises:
         TypeError: Something given as a transport is none.
@@ -86,10 +92,14 @@ class DeliveryEngine:
         )
         self._clock = clock
         self._random = random
-        self._share = concurrency if len(transports) < 2 else max(1, concurrency * 3 // 4)
         self._ready: list[str] = []
         self._starting = 0
         self._serving = 0
+        # Claimed, and not begun.
+        self._fresh: dict[Place, Claim] = {}
+        self._claiming: anyio.CancelScope | None = None
+        # Seconds until a delivery steps aside, if one may.
+        self._relief = math.inf
         self._scope: anyio.CancelScope | None = None
         self._ended: anyio.Event | None = None
 
@@ -114,7 +124,8 @@ class DeliveryEngine:
         """
         if self._ended is not None:
             raise RuntimeError("the engine runs already")
-        ended = self._ended = anyio.Event()
+        ended, finished = anyio.Event(), anyio.Event()
+        self._ended = ended
         self._desk.is_draining = False
         self._starting = len(self._transports)
         try:
@@ -123,9 +134,12 @@ class DeliveryEngine:
                     for transport in self._transports.values():
                         group.start_soon(self._start, transport)
                     task_status.started()
-                    await self._claim_and_serve(group)
+                    # A task of its own: whoever cancels this one natively passes shields by.
+                    group.start_soon(self._claim_and_serve, group, finished)
+                    await self._until(finished)
         finally:
             with anyio.CancelScope(shield=True):
+                await self._let_go()
                 for transport in self._transports.values():
                     await self._close(transport)
             self._ready.clear()
@@ -153,6 +167,15 @@ class DeliveryEngine:
         if scope is not None:
             scope.cancel()
         await ended.wait()
+
+    async def _until(self, finished: anyio.Event) -> None:
+        """Wait; if that is cancelled, a claim under way has a little time to tell what it got."""
+        try:
+            await finished.wait()
+        except BaseException:
+            if self._claiming is not None:
+                self._claiming.deadline = anyio.current_time() + _LET_GO
+            raise
 
     def wake(self) -> None:
         """Have it look at the clock and the store now; only needed if the clock has jumped."""
@@ -191,7 +214,7 @@ class DeliveryEngine:
 
     # Claiming.
 
-    async def _claim_and_serve(self, group: TaskGroup) -> None:
+    async def _claim_and_serve(self, group: TaskGroup, finished: anyio.Event) -> None:
         failures = 0
         with self._store.watch(None) as self._desk.watch:
             while True:
@@ -209,33 +232,61 @@ class DeliveryEngine:
                     await self._desk.pause(self._backoff(failures))
                     continue
                 failures = 0
-                for claim in claims.claims:
-                    self._serving += 1
-                    self._desk.busy[claim.method] += 1
-                    group.start_soon(self._serve, claim, leased_at + self._desk.lease)
+                await self._begin(claims, leased_at, group)
                 if self._is_done(claims):
                     break
                 await self._wait(claims, self._desk.watch)
         self._desk.watch = None
         # Nobody claims any more, so nobody is to let go of what he serves.
         self._desk.is_crowded = False
+        finished.set()
+
+    async def _begin(self, claims: Claims, leased_at: float, group: TaskGroup) -> None:
+        """Have claims served, each by a task; none if the run has ended meanwhile."""
+        fresh = {self._desk.places.take(each.method, leased_at): each for each in claims.claims}
+        self._fresh |= fresh
+        self._serving += len(fresh)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        for place in fresh:
+            group.start_soon(self._serve, place, leased_at + self._desk.lease)
 
     async def _claim(self) -> Claims:
         """Claim as much as there is room for."""
         desk = self._desk
-        room = desk.room
-        methods = [name for name in self._ready if desk.busy[name] < self._share]
-        desk.is_crowded = len(methods) < len(self._ready) or room <= 0
-        if room <= 0 or not methods:
+        self._relief = desk.places.relieve(self._clock())
+        rooms = {name: desk.places.room_for(name) for name in self._ready}
+        methods = [name for name, room in rooms.items() if room > 0]
+        desk.is_crowded = len(methods) < len(rooms) or desk.places.room <= 0
+        if not methods:
             return Claims((), None)
         # The store takes them in this order: each is to come first in its turn.
         self._ready.append(self._ready.pop(0))
-        return await self._store.claim(
-            desk.worker,
-            methods=methods,
-            limit=min(room, _MOST_CLAIMS, *(self._share - desk.busy[name] for name in methods)),
-            lease=desk.lease,
-        )
+        # Its outcome has to be known, or what it gave would be leased to nobody.
+        with anyio.CancelScope(shield=True) as self._claiming:
+            return await self._store.claim(
+                desk.worker,
+                methods=methods,
+                limit=min(_MOST_CLAIMS, *(rooms[name] for name in methods)),
+                lease=desk.lease,
+            )
+        # It did not end within the time that was left.
+        return Claims((), None)
+
+    async def _let_go(self) -> None:
+        """Have others take over what was claimed and not begun."""
+        with anyio.move_on_after(_LET_GO):
+            while self._fresh:
+                place, claim = self._fresh.popitem()
+                self._forget(place)
+                try:
+                    await self._store.retry(claim, delay=0.0, attempt=None)
+                except Exception:
+                    _logger.info(
+                        "a claim was left to its lease",
+                        extra={"delivery_session": claim.session_id},
+                    )
+        while self._fresh:
+            self._forget(self._fresh.popitem()[0])
 
     def _is_done(self, claims: Claims) -> bool:
         """Tell whether all that is due has been claimed, and that was to be the end."""
@@ -247,6 +298,8 @@ class DeliveryEngine:
     async def _wait(self, claims: Claims, watch: Watch) -> None:
         """Wait until more may be due, or there is room for more."""
         rest = self._store.reconcile
+        if self._desk.is_crowded:
+            rest = min(rest, self._relief)
         if claims.next_in is not None:
             rest = min(rest, claims.next_in)
         if claims.claims and (rest == 0 or self._desk.is_draining):
@@ -254,9 +307,10 @@ class DeliveryEngine:
             return
         await watch.wait(max(rest, _LEAST_WAIT))
 
-    async def _serve(self, claim: Claim, leased_until: float) -> None:
+    async def _serve(self, place: Place, leased_until: float) -> None:
+        claim = self._fresh.pop(place)
         try:
-            await Serving(self._desk, claim, leased_until).run()
+            await Serving(self._desk, claim, place, leased_until).run()
         except Exception:
             # The claim lapses; the others know nothing of it.
             _logger.exception(
@@ -264,9 +318,12 @@ class DeliveryEngine:
                 extra={"delivery_session": claim.session_id, "delivery_method": claim.method},
             )
         finally:
-            self._serving -= 1
-            self._desk.busy[claim.method] -= 1
-            self._desk.make_room()
+            self._forget(place)
+
+    def _forget(self, place: Place) -> None:
+        self._serving -= 1
+        self._desk.places.leave(place)
+        self._desk.make_room()
 
     def _backoff(self, failures: int) -> float:
         longest = min(_BACKOFF * 2.0 ** min(failures - 1, 60), _LONGEST_BACKOFF)

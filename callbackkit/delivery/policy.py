@@ -32,6 +32,11 @@ _SCHEDULE: Final = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0)
 _PARTS: Final = 10
 # How far the time a breaker stays open strays, so that probes of many do not fall together.
 _OPEN_JITTER: Final = 0.2
+# Seconds that the clocks of two processes may differ by.
+_SKEW: Final = 1.0
+# Seconds after which it is saved again that an endpoint is disabled, while something is owed to it:
+# a store forgets what nobody saves.
+_NOTED_EVERY: Final = 3600.0
 
 
 # Checks.
@@ -39,11 +44,18 @@ _OPEN_JITTER: Final = 0.2
 
 def _number(name: str, value: object, *, low: float, high: float = math.inf) -> None:
     """Raise unless *value* is a finite number from *low* to *high*."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(cast(float, value)) or not low <= cast(float, value):
-        raise ValueError(f"{name} must be a number from {low:g} up, not {value!r}")
+    if isinstance(value, bool) or not _is_finite(value) or not low <= cast(float, value):
+        raise ValueError(f"{name} must be a number from {low:g} up, not {value!r:.80}")
     if cast(float, value) > high:
-        raise ValueError(f"{name} must be at most {high:g}, not {value!r}")
+        raise ValueError(f"{name} must be at most {high:g}, not {value!r:.80}")
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        # A whole number that no float can hold.
+        return False
 
 
 def _above_0(name: str, value: object) -> None:
@@ -157,7 +169,7 @@ class RetryPolicy:
         retries = len(self.schedule) if attempts_allowed is None else attempts_allowed
         if attempt > retries or not self.schedule:
             return None
-        if retry_after is not None and not math.isnan(retry_after):
+        if retry_after is not None and -math.inf <= retry_after <= math.inf:
             return float(min(max(retry_after, 0.0), self.max_retry_after))
         base = self.schedule[min(attempt, len(self.schedule)) - 1]
         return base * (1.0 + self.jitter * (2.0 * chance - 1.0))
@@ -173,6 +185,8 @@ class Circuit:
     Attributes:
         phase: Whether it is sent to.
         until: When it is open until, or how long the probe may take: seconds of the clock.
+        lasts: Seconds that *until* lay ahead when it was set; 0 if that is not known.
+        noted_at: When it was saved that it is disabled.
         probe: Who tries it out while it is half open.
         failures: Failures in a row.
         reopened: How often in a row a probe failed.
@@ -182,6 +196,8 @@ class Circuit:
 
     phase: Phase = "closed"
     until: float = 0.0
+    lasts: float = 0.0
+    noted_at: float = 0.0
     probe: str = ""
     failures: int = 0
     reopened: int = 0
@@ -208,7 +224,7 @@ class Circuit:
                 for start, requests, failures in known.get("window", ())
             )
             circuit = cls(**known)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             return cls()
         return circuit if circuit._is_sound() else cls()
 
@@ -217,8 +233,7 @@ class Circuit:
         texts = (self.probe, self.reason)
         return (
             self.phase in get_args(Phase)
-            and isinstance(self.until, int | float)
-            and math.isfinite(self.until)
+            and all(_is_finite(time) for time in (self.until, self.lasts, self.noted_at))
             and all(type(count) is int and count >= 0 for count in counts)
             and all(isinstance(text, str) for text in texts)
         )
@@ -262,17 +277,23 @@ class CircuitBreaker:
             _count("disable_after", self.disable_after)
 
     def wait(self, circuit: Circuit, now: float) -> float:
-        """Return the seconds until somebody may send, 0 for now, infinity for never."""
+        """Return the seconds until somebody may send, 0 for now, infinity for never.
+
+        What lies further ahead than was asked for is over: the clock was set back since.
+        """
         if circuit.phase == "closed":
             return 0.0
-        return math.inf if circuit.phase == "disabled" else max(0.0, circuit.until - now)
+        if circuit.phase == "disabled":
+            return math.inf
+        ahead = max(0.0, circuit.until - now)
+        return 0.0 if 0 < circuit.lasts < ahead - _SKEW else ahead
 
     def try_out(self, circuit: Circuit, now: float, *, probe: str, lease: float) -> Circuit:
         """Return the state in which *probe* tries it out, for *lease* seconds at most.
 
         To be asked for when :meth:`wait` is 0 while it is not closed.
         """
-        return attrs.evolve(circuit, phase="half_open", until=now + lease, probe=probe)
+        return attrs.evolve(circuit, phase="half_open", until=now + lease, lasts=lease, probe=probe)
 
     def succeeded(
         self,
@@ -318,13 +339,31 @@ class CircuitBreaker:
             return circuit
         circuit = attrs.evolve(circuit, reopened=circuit.reopened + 1)
         if self.disable_after is not None and circuit.reopened >= self.disable_after:
-            return self.disabled(circuit, reason)
+            return self.disabled(circuit, now, reason)
         return self._opened(circuit, now, chance)
 
     @staticmethod
-    def disabled(circuit: Circuit, reason: str) -> Circuit:
+    def disabled(circuit: Circuit, now: float, reason: str) -> Circuit:
         """Return the state in which nothing is sent any more."""
-        return attrs.evolve(circuit, phase="disabled", until=0.0, probe="", reason=reason)
+        return attrs.evolve(
+            circuit,
+            phase="disabled",
+            until=0.0,
+            lasts=0.0,
+            noted_at=now,
+            probe="",
+            reason=reason,
+        )
+
+    @staticmethod
+    def noted(circuit: Circuit, now: float) -> Circuit:
+        """Return the state with a newer time, if it is disabled and was not saved for an hour."""
+        is_old = not 0 <= now - circuit.noted_at < _NOTED_EVERY
+        return (
+            attrs.evolve(circuit, noted_at=now)
+            if is_old and circuit.phase == "disabled"
+            else circuit
+        )
 
     def _count(
         self, circuit: Circuit, now: float, requests: int, failures: int
@@ -348,7 +387,9 @@ class CircuitBreaker:
         # Above 2 ** 1000 a float has no room.
         stay = self.open_for * 2.0 ** min(circuit.reopened, 1000)
         stay = min(stay * (1.0 + _OPEN_JITTER * (2.0 * chance - 1.0)), self.max_open)
-        return attrs.evolve(circuit, phase="open", until=now + stay, probe="", window=())
+        return attrs.evolve(
+            circuit, phase="open", until=now + stay, lasts=stay, probe="", window=()
+        )
 
 
 # Not sending too fast.
@@ -359,7 +400,8 @@ class RateLimit:
     """So many requests per second, and a tenth of a second's worth at once.
 
     A bucket of tokens, kept as one number: the time at which it will be full. In any time of *t*
-    seconds there are at most ``per_second * t + burst`` requests.
+    seconds there are at most ``per_second * t + burst`` requests. Each process counts for itself:
+    so many processes, so many times the rate.
 
     Attributes:
         per_second: Requests.

@@ -14,6 +14,7 @@ from callbackkit.delivery.attempt import describe, failure_of
 from callbackkit.delivery.backlog import Backlog
 from callbackkit.delivery.desk import MARGIN, Desk
 from callbackkit.delivery.endpoint import Change, Endpoint
+from callbackkit.delivery.places import Place
 from callbackkit.delivery.policy import RateLimit
 from callbackkit.delivery.transport import Delivery, DeliveryConfig, Transport
 from callbackkit.errors import Gone, LeaseLostError, Retry, StoreError, UnknownSessionError
@@ -46,6 +47,7 @@ class Serving:
     Args:
         desk: What all share.
         claim: The claim.
+        place: Where it is served.
         leased_until: When its lease runs out.
     """
 
@@ -60,6 +62,7 @@ class Serving:
         "_lease",
         "_leased_until",
         "_limit",
+        "_place",
         "_probe",
         "_reason",
         "_session_id",
@@ -67,10 +70,11 @@ class Serving:
         "_transport",
     )
 
-    def __init__(self, desk: Desk, claim: Claim, leased_until: float) -> None:
+    def __init__(self, desk: Desk, claim: Claim, place: Place, leased_until: float) -> None:
         self._desk = desk
         # None once it is let go.
         self._claim: Claim | None = claim
+        self._place = place
         self._session_id = claim.session_id
         self._transport: Transport = desk.transports[claim.method]
         self._leased_until = leased_until
@@ -144,6 +148,9 @@ class Serving:
         with anyio.move_on_after(_LET_GO, shield=True):
             try:
                 await self._desk.store.retry(claim, delay=0.0, attempt=None)
+            except LeaseLostError:
+                # What was cancelled had let go of it, or settled it.
+                pass
             except Exception:
                 _logger.info("a claim was left to its lease", extra=self._extra())
 
@@ -160,6 +167,9 @@ class Serving:
         claim = self._claim
         if endpoint is None or self._config is None:
             await self._park(claim, records, self._reason, None)
+            return
+        if endpoint.is_suspect and not self._step_aside(endpoint):
+            await self._put_back(claim, self._desk.places.turn_in(self._desk.clock()))
             return
         if not await endpoint.enter(may_refuse=not self._desk.is_draining):
             await self._put_back(claim, endpoint.come_back_in(self._desk.clock()))
@@ -198,7 +208,7 @@ class Serving:
                     return records
                 rest = min(wait, self._desk.lease / 3)
                 claim = await self._renewed(claim, rest)
-                if not await self._desk.wait_on(watch, rest, claim.method):
+                if not await self._desk.wait_on(watch, rest, self._place):
                     # It gets its place as the others do.
                     await self._put_back(claim, 0.0)
                     return ()
@@ -213,6 +223,13 @@ class Serving:
 
     # May it be sent?
 
+    def _step_aside(self, endpoint: Endpoint) -> bool:
+        """Have an endpoint that may hang hold no place of others; tell whether to go on."""
+        if endpoint.wait(self._desk.clock()) > 0:
+            # Nothing is going to be sent.
+            return True
+        return self._desk.step_aside(self._place) or self._desk.is_draining
+
     async def _is_admitted(
         self, claim: Claim, endpoint: Endpoint, records: Sequence[Record]
     ) -> bool:
@@ -224,6 +241,7 @@ class Serving:
             if wait == math.inf:
                 if claim.letter is not None:
                     return True
+                await endpoint.keep_disabled(now)
                 await self._park(claim, records, self._disabled(endpoint), None)
                 return False
             if wait > 0:
@@ -378,8 +396,8 @@ class Serving:
         elif endpoint.circuit.phase == "disabled" and claim.letter is None:
             await self._park(claim, records, self._disabled(endpoint), attempt)
         else:
-            self._claim = None
             await desk.store.retry(claim, delay=delay, attempt=attempt, bound=records[-1].seq)
+            self._claim = None
 
     def _delay(self, attempt: int, error: Exception) -> float | None:
         delay = self._transport.retry.delay(
@@ -425,9 +443,14 @@ class Serving:
     def _next_lease(self, endpoint: Endpoint | None) -> float | None:
         """Return how long to hold on to what comes next; ``None`` to let go of it."""
         desk = self._desk
+        if desk.is_draining:
+            # Who drains claims what is due once, so what is let go would be left.
+            return max(self._lease, desk.lease)
+        if desk.places.room <= 0 and desk.places.stands_aside(self._place):
+            # His place was given away.
+            return None
         others_wait = desk.is_crowded or (endpoint is not None and endpoint.has_line)
-        # Who drains claims what is due once, so what is let go would be left.
-        if others_wait and not desk.is_draining and desk.clock() - self._held_since >= _HOLD:
+        if others_wait and desk.clock() - self._held_since >= _HOLD:
             return None
         return max(self._lease, desk.lease)
 
@@ -436,13 +459,15 @@ class Serving:
         self._claim = claim
         if claim is None:
             return
-        self._leased_until = self._desk.clock() + max(self._lease, self._desk.lease)
+        now = self._desk.clock()
+        self._desk.places.begin(self._place, now)
+        self._leased_until = now + max(self._lease, self._desk.lease)
         self._backlog.move_on(claim, records)
 
     async def _put_back(self, claim: Claim, delay: float) -> None:
         """Let go of a claim for so many seconds, without a try being counted."""
-        self._claim = None
         await self._desk.store.retry(claim, delay=delay, attempt=None)
+        self._claim = None
 
     # Telling.
 

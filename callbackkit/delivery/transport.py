@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, Protocol, cast
@@ -40,7 +40,7 @@ class DeliveryConfig(Protocol):
 
     @property
     def rate_limit(self) -> float | None:
-        """Requests per second; ``None`` for no limit."""
+        """Requests per second by each process; ``None`` for no limit."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -108,7 +108,8 @@ class Transport(ABC):
         timeout: Seconds an attempt may take in all, unless the client asked for another time.
         retry: When to try again.
         breaker: When to leave an endpoint alone; ``None`` for never.
-        concurrency: Attempts at one endpoint at the same time, from 1.
+        concurrency: Attempts at one endpoint at the same time, from 1. Each process counts for
+            itself; two that deliver from one store make up to twice as many.
         only_when_named: Event types that go to it only if a client names them in ``events``.
 
     Raises:
@@ -141,8 +142,9 @@ class Transport(ABC):
     def endpoint(self, session_id: str, config: DeliveryConfig) -> str:
         """Name the destination of a session; the name is stored and logged.
 
-        Sessions with the same endpoint share its breaker, its rate limit and its concurrency. By
-        default each session has its own.
+        Sessions with the same endpoint share its breaker, its rate limit and its concurrency: the
+        breaker across all processes, the other two within each. By default each session has its
+        own.
         """
         return f"{self.name}:{session_id}"
 
@@ -207,7 +209,8 @@ def _check_name(what: str, value: object) -> None:
 def _check_timeout(what: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number of seconds, not {value!r:.200}")
-    if not 0 < value < math.inf:
+    # Above that a whole number is no float any more, and can't be reckoned with.
+    if not 0 < value <= sys.float_info.max:
         raise ValueError(f"{what} must be above 0 and finite, not {value!r}")
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
@@ -51,6 +51,8 @@ def _number(words: str, fits: Callable[[float], bool], *, whole: bool = False) -
 
 # NaN is not within any bounds, and the largest float is below infinity.
 _ABOVE_0: Final = _number("a finite number above 0", lambda x: 0 < x <= sys.float_info.max)
+# Whoever asks for it is a stranger, and what he asks for stays so long.
+_TTL: Final = _number("seconds above 0, at most 366 days", lambda x: 0 < x <= 31_622_400)
 _TIMEOUT: Final = _number("seconds above 0, at most 300", lambda x: 0 < x <= 300)
 _RETRIES: Final = _number("a whole number from 0 to 100", lambda x: 0 <= x <= 100, whole=True)
 
@@ -201,6 +203,9 @@ def _check_header(name: object, value: object, seen: set[str]) -> None:
 
 # Batching, options.
 
+# Bytes of JSON.
+_MOST_OPTIONS: Final = 16_384
+
 
 def _batching(value: Batching | Mapping[str, Any] | None) -> Batching | None:
     if value is None or isinstance(value, Batching):
@@ -226,7 +231,10 @@ def _options(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise ConfigError("options", f"must be an object, not {_kind(value)}")
     try:
         # As they come back from a store; and a copy that nobody else changes.
-        options: dict[str, Any] = _JSON.decode(encode_json(_JSON, dict(value)))
+        text = encode_json(_JSON, dict(value))
+        if len(text) > _MOST_OPTIONS:
+            raise ConfigError("options", f"must be at most {_MOST_OPTIONS} bytes of JSON")
+        options: dict[str, Any] = _JSON.decode(text)
     except PayloadError as exc:
         field = f"options.{exc.path}" if exc.path else "options"
         raise ConfigError(field, exc.reason) from None
@@ -258,6 +266,18 @@ def _shown_url(url: str | None) -> str | None:
 
 def _repr_url(url: str | None) -> str:
     return repr(_shown_url(url))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the strings in a value of JSON, keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in cast("Mapping[str, object]", value).values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in cast("list[object]", value):
+            yield from _texts(each)
 
 
 def _masked(values: Mapping[str, Any]) -> dict[str, str]:
@@ -294,11 +314,13 @@ class CallbackConfig:
             transport.
         headers: Sent along with webhooks. Names as in HTTP, but for those the protocol sets;
             values of up to 4096 printable ASCII characters.
-        ttl: Seconds of idleness after which the session expires; ``None`` for never.
+        ttl: Seconds of idleness after which the session expires, up to 366 days; ``None`` for
+            never.
         batching: How many events go together; ``None`` for one at a time.
         compression: ``"gzip"``, for what is large enough; ``None`` for none.
-        rate_limit: Requests per second; ``None`` for no limit.
-        options: What a transport of your own wants to know, as JSON; may hold secrets.
+        rate_limit: Requests per second to the destination, by each process that delivers.
+        options: What a transport of your own wants to know, as JSON, up to 16 KiB; may hold
+            secrets.
 
     Raises:
         ConfigError: Something can't be had; no value is repeated.
@@ -316,7 +338,7 @@ class CallbackConfig:
     headers: Mapping[str, str] = attrs.field(
         factory=dict[str, str], converter=_headers, repr=_repr_masked, hash=False
     )
-    ttl: float | None = attrs.field(default=3600.0, validator=_ABOVE_0)
+    ttl: float | None = attrs.field(default=3600.0, validator=_TTL)
     batching: Batching | None = None
     compression: Literal["gzip"] | None = attrs.field(default=None, validator=_check_compression)
     rate_limit: float | None = attrs.field(default=None, validator=_ABOVE_0)
@@ -381,7 +403,7 @@ class CallbackConfig:
         """Return *text*, for a log or an error, with ``***`` for each secret of this configuration.
 
         These are the webhook secret, the query of the URL and header values, those of at least 4
-        characters, and in header values the words of at least 8.
+        characters; and words in header values, and texts in *options*, of at least 8.
         """
         secrets = self._secrets()
         if not secrets:
@@ -395,6 +417,7 @@ class CallbackConfig:
         # "Bearer s3cr3t-t0ken": whoever answers may repeat the second word alone.
         for value in self.headers.values():
             secrets.update(word for word in value.split() if len(word) >= 8)
+        secrets.update(each for each in _texts(self.options) if len(each) >= 8)
         if self.webhook_secret is not None:
             secrets.update({self.webhook_secret, self.webhook_secret.removeprefix(_SECRET)})
         _, _, query = (self.webhook_url or "").partition("?")
@@ -505,7 +528,7 @@ _PROPERTIES: Final[Mapping[str, Mapping[str, Any]]] = {
         "additionalProperties": {"type": "string", "maxLength": _MOST_VALUE},
         "maxProperties": _MOST_HEADERS,
     },
-    "ttl": {**_or_null(type="number", exclusiveMinimum=0), "default": 3600.0},
+    "ttl": {**_or_null(type="number", exclusiveMinimum=0, maximum=31_622_400), "default": 3600.0},
     "batching": _or_null(
         type="object",
         properties={

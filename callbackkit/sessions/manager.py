@@ -66,6 +66,8 @@ OPERATORS: Final = "operator"
 # Sessions whose filters are kept at hand, and different configurations read.
 _MOST_KNOWN: Final = 10_000
 _MOST_CONFIGS: Final = 1_000
+# Characters of an owner and of an idempotency key.
+_MOST_TEXT: Final = 255
 
 
 @attrs.frozen(eq=False)
@@ -74,16 +76,12 @@ class _Known:
 
     Attributes:
         config: What its client asked for.
-        pushes: The transport that delivers it, if one does.
+        unowed: Event types that its transport is not to deliver, as the store knows them: whoever
+            emits need not have the transport.
     """
 
     config: CallbackConfig
-    transport: Transport | None
-
-    def is_owed(self, event_type: str) -> bool:
-        if self.transport is None or event_type not in self.transport.only_when_named:
-            return True
-        return self.config.names(event_type)
+    unowed: tuple[str, ...]
 
 
 class CallbackManager:
@@ -212,7 +210,7 @@ class CallbackManager:
         Args:
             config: What its client asks for, such as the ``callback_config`` of a chat request;
                 ``None`` for a session that is read.
-            owner: Whose it is, for your own use.
+            owner: Whose it is, for your own use; up to 255 characters.
 
         Returns:
             The session, the only handle that knows its token.
@@ -221,6 +219,7 @@ class CallbackManager:
             ConfigError: A field that is unknown or wrong, or a method without its transport.
             LimitError: There are ``Limits.max_sessions``.
         """
+        _check_text("owner", owner)
         wanted = self._with_secret(CallbackConfig.of(config))
         transport = self._transport_for(wanted)
         token = secrets.token_urlsafe(32)
@@ -231,6 +230,7 @@ class CallbackManager:
             config=wanted.to_json(),
             method=wanted.delivery_method,
             pushes=transport is not None,
+            unowed=() if transport is None else _unnamed(transport, wanted),
             ttl=wanted.ttl,
             retention=self._retention,
             max_pending=self.limits.max_pending,
@@ -367,8 +367,8 @@ class CallbackManager:
             conversation_id: What you group sessions by.
             metadata: What is said about the event.
             intermediate: Left out by sessions without ``include_intermediate_results``.
-            idempotency_key: Emitting again with it, within 24 hours, gives the event that was
-                stored the first time, and calls no callbacks.
+            idempotency_key: Up to 255 characters. Emitting again with it, within 24 hours, gives
+                the event that was stored the first time, and calls no callbacks.
 
         Returns:
             The event as it is stored, or ``None`` if the session's filter leaves it out.
@@ -382,6 +382,7 @@ class CallbackManager:
             IdempotencyError: The key came before with another event.
             StoreError: It could not be stored.
         """
+        _check_text("idempotency_key", idempotency_key)
         known = self._known.get(session_id)
         if known is None:
             known = await self._learn(session_id)
@@ -408,7 +409,8 @@ class CallbackManager:
         idempotency_key: str | None = None,
     ) -> Future[Event | None]:
         """Hand an event over, see :meth:`callbackkit.sessions.session.Session.emit_soon`."""
-        known = _Known(session.config, self._transports.get(session.config.delivery_method))
+        _check_text("idempotency_key", idempotency_key)
+        known = _Known(session.config, session._record.unowed)
         name, body = self._encode(event_type, data, metadata, conversation_id)
         future: Future[Event | None] = Future()
         if not known.config.wants(name, intermediate=intermediate):
@@ -421,7 +423,7 @@ class CallbackManager:
     async def _learn(self, session_id: str) -> _Known:
         record = await self.store.get_session(session_id)
         config = self._read_config(record.config)
-        known = _Known(config, self._transports.get(record.method))
+        known = _Known(config, record.unowed)
         if len(self._known) >= _MOST_KNOWN:
             self._known.popitem(last=False)
         self._known[session_id] = known
@@ -447,7 +449,7 @@ class CallbackManager:
     async def _append(
         self, session_id: str, known: _Known, event_type: str, body: bytes, key: str | None
     ) -> tuple[Event, bool]:
-        owed = known.is_owed(event_type)
+        owed = event_type not in known.unowed
         appended = await self.store.append(session_id, event_type, body, owed=owed, key=key)
         record = appended.record
         position = Position(appended.epoch, record.seq)
@@ -465,6 +467,7 @@ class CallbackManager:
         after: After = None,
         types: Collection[str] | None = None,
         kind: str = "subscriber",
+        ttl: float | None = 0.0,
         notes_reading: bool = True,
     ) -> Subscription:
         """Read a session by its id, see :meth:`callbackkit.sessions.session.Session.subscribe`.
@@ -474,6 +477,7 @@ class CallbackManager:
             after: Where to go on.
             types: Only events of these types.
             kind: What it is read through.
+            ttl: The ``ttl`` of the session, if it is known: a short one is looked after more often.
             notes_reading: What is returned counts as read; otherwise call
                 :meth:`Subscription.note_read`.
         """
@@ -484,6 +488,7 @@ class CallbackManager:
             after=after,
             types=types,
             kind=kind,
+            ttl=ttl,
             notes_reading=notes_reading,
             decode=self._codec.decode,
         )
@@ -582,6 +587,23 @@ class CallbackManager:
 def new_secret() -> str:
     """Return a webhook secret: 24 random bytes as Standard Webhooks writes them."""
     return "whsec_" + b64encode(secrets.token_bytes(24)).decode()
+
+
+def _unnamed(transport: Transport, config: CallbackConfig) -> tuple[str, ...]:
+    """Return the event types that go to a transport only if they are named, and are not."""
+    return tuple(sorted(each for each in transport.only_when_named if not config.names(each)))
+
+
+def _check_text(name: str, value: object) -> None:
+    """Refuse what can't be stored, and looked for, as it is."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__}")
+    if not value or len(value) > _MOST_TEXT:
+        raise ValueError(f"{name} must have 1 to {_MOST_TEXT} characters, not {len(value)}")
+    if not value.isascii() and any(0xD800 <= ord(each) <= 0xDFFF for each in value):
+        raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
 
 
 def _check_seconds(name: str, value: object) -> None:

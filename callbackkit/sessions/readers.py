@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from callbackkit.errors import LimitError
 from callbackkit.stores.base import Store
@@ -13,7 +14,12 @@ from callbackkit.stores.base import Store
 if TYPE_CHECKING:
     from callbackkit.sessions.subscription import Subscription
 
-__all__ = ["Readers"]
+__all__ = ["Readers", "Touch"]
+
+Touch = Literal["none", "short", "all"]
+
+# Seconds of idleness below which a session that is read is touched every second.
+_SHORT: Final = 30.0
 
 
 class Readers:
@@ -63,13 +69,20 @@ class Readers:
             if known is None or known < seq:
                 self._read[session_id] = seq
 
-    async def flush(self, *, touch: bool = False) -> None:
-        """Tell the store what was read; with *touch* also which sessions are being read."""
+    async def flush(self, *, touch: Touch = "none") -> None:
+        """Tell the store what was read.
+
+        Args:
+            touch: Which sessions it is also told are being read, so that they don't expire: those
+                with a ``ttl`` so ``"short"`` that they might before the next telling, or ``"all"``.
+        """
         with self._lock:
             reads, self._read = self._read, {}
-            if touch:
-                for session_id in self._open:
-                    reads.setdefault(session_id, None)
+            if touch != "none":
+                below = _SHORT if touch == "short" else math.inf
+                for session_id, reading in self._open.items():
+                    if any(each.ttl is not None and each.ttl < below for each in reading):
+                        reads.setdefault(session_id, None)
         if not reads:
             return
         try:

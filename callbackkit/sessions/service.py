@@ -157,10 +157,10 @@ class Service:
         while True:
             try:
                 if rounds % _SWEEP_EVERY == 0:
-                    await self._readers.flush(touch=True)
+                    await self._readers.flush(touch="all")
                     await self._sweep()
                 else:
-                    await self._readers.flush()
+                    await self._readers.flush(touch="short")
             except Exception:
                 logger.exception(
                     "the store could not be looked after; trying again",

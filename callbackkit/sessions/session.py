@@ -290,7 +290,9 @@ class Session:
                 session gives a gap, then what is kept.
             LimitError: There are ``Limits.max_readers`` of the session in this process.
         """
-        return self._manager.subscription(self.id, after=after, types=types, kind=kind)
+        return self._manager.subscription(
+            self.id, after=after, types=types, kind=kind, ttl=self.config.ttl
+        )
 
     async def serve(self, transport: Transport, *, after: After = None) -> None:
         """Send the events of the session through a transport that is bound to one connection.

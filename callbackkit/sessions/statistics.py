@@ -40,7 +40,8 @@ class SessionStats(_Figures):
     Attributes:
         session_id: The session.
         events_sent: Appended, and for the session's method.
-        events_delivered: Acknowledged by the destination; of a method that is read, read.
+        events_delivered: Acknowledged by the destination; of a method that is read, all up to the
+            furthest event that a reader got to.
         events_failed: In dead letters.
         events_expired: Dropped before anybody read them.
         queued_events: None of these yet.

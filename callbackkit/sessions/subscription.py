@@ -53,6 +53,7 @@ class Subscription:
     Attributes:
         session_id: The session.
         kind: What it is read through, for the statistics.
+        ttl: Seconds of idleness after which the session expires, but not while this is open.
         position: Behind what was returned last, at first what was given; ``None`` for nothing. A
             reader that comes back goes on from here.
         has_ended: The session has ended, and all of it was read.
@@ -67,6 +68,7 @@ class Subscription:
         after: After,
         types: Collection[str] | None,
         kind: str,
+        ttl: float | None,
         notes_reading: bool,
         decode: Callable[[bytes], Any],
     ) -> None:
@@ -74,6 +76,7 @@ class Subscription:
         self._readers = readers
         self.session_id: str = session_id
         self.kind: str = kind
+        self.ttl: float | None = ttl
         begin = read_after(after)
         if isinstance(types, str):
             raise TypeError(f"types is a list of event types, not the string {types!r:.80}")

@@ -12,6 +12,7 @@ behind the cursor, and ``delivered`` is ``sent - queued - failed - expired``.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -133,9 +134,10 @@ class NewSession:
         config: What the client asked for, as JSON; may hold secrets.
         method: How it is delivered: the name of a transport, or of a way to read.
         pushes: A transport delivers it, so its events are owed until settled.
+        unowed: Event types its transport is not to deliver.
         ttl: Seconds without an append or a touch after which it expires; ``None`` for never.
         retention: What is kept.
-        max_pending: Owed events that are kept beyond the retention.
+        max_pending: Owed events that are kept beyond the retention, and dead letters.
     """
 
     id: str
@@ -144,6 +146,7 @@ class NewSession:
     config: bytes = attrs.field(default=b"{}", repr=False)
     method: str = "sse"
     pushes: bool = False
+    unowed: tuple[str, ...] = ()
     ttl: float | None = None
     retention: Retention = Retention()
     max_pending: int = 10_000
@@ -160,6 +163,7 @@ class SessionRecord:
         config: What the client asked for, as JSON.
         method: How it is delivered.
         pushes: A transport delivers it.
+        unowed: Event types its transport is not to deliver.
         state: ``"active"``; ``"ended"``, to be read for a while; ``"deleted"``, remembered for
             a while.
         created_at: Seconds since 1970.
@@ -181,6 +185,7 @@ class SessionRecord:
     config: bytes = attrs.field(repr=False)
     method: str
     pushes: bool
+    unowed: tuple[str, ...]
     state: SessionState
     created_at: float
     epoch: str
@@ -449,8 +454,9 @@ class Store(ABC):
 
         Drops what the retention allows no longer, and wakes who waits. Owed records are exempt
         from the retention while at most ``max_pending`` are owed; the oldest ones beyond become
-        dead letters. Where clients read, records that are dropped before the cursor got there
-        count as expired.
+        dead letters; whoever holds a claim on one of these is refused, and tries at what is left
+        begin anew. Where clients read, records that are dropped before the cursor got there count
+        as expired.
 
         Args:
             session_id: The session.
@@ -545,6 +551,8 @@ class Store(ABC):
     ) -> Claim | None:
         """Note that everything up to a number was delivered.
 
+        What was kept for the delivery only, beyond the retention, is dropped.
+
         Args:
             claim: The claim; the dead letter of it, if it has one, is dropped.
             upto: Number of the last record delivered.
@@ -589,7 +597,9 @@ class Store(ABC):
     ) -> Claim | None:
         """Copy the owed records up to a number into a dead letter, and go on behind them.
 
-        The dead letter of the claim, if it has one, stays dead. Otherwise as :meth:`ack`.
+        The dead letter of the claim, if it has one, stays dead. Otherwise as :meth:`ack`. A
+        session keeps ``max_pending`` dead letters: the oldest ones beyond are let go of, whoever
+        made them, and their records count as failed for ever.
         """
 
     @abstractmethod
@@ -743,9 +753,10 @@ class Watches:
 
 
 def _uptime() -> float:
-    # Goes on while the machine is suspended, which the monotonic clock does not.
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return time.clock_gettime(clock)
+    if sys.platform == "linux":
+        # Goes on while the machine is suspended, which the monotonic clock does not.
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 _BEGAN: Final = time.time() - _uptime()

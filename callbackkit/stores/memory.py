@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import secrets
@@ -45,7 +46,7 @@ from callbackkit.stores.base import (
     delivery_id,
     steady_time,
 )
-from callbackkit.stores.memory_session import Letter, Owed, Session
+from callbackkit.stores.memory_session import Known, Letter, Owed, Session
 
 __all__ = ["MemoryStore"]
 
@@ -169,7 +170,7 @@ class MemoryStore(Store):
         with self._lock:
             session = self._get(session_id)
             for letter in (session.letters or {}).values():
-                letter.withdraw()
+                self._let_go(letter)
             session.letters = None
             self._clear(session)
             session.leaves_at = self._now() + linger
@@ -203,19 +204,22 @@ class MemoryStore(Store):
     ) -> Appended:
         with self._lock:
             session = self._get(session_id)
-            if key is not None and session.keys and (known := session.keys.get(key)):
-                return self._again(session, known, key, event_type, body)
+            now = self._now()
+            if key is not None and session.keys:
+                session.forget_keys(now)
+                if (known := session.keys.get(key)) is not None:
+                    return self._again(session, known, key, event_type, body)
             if session.state != "active":
                 raise SessionEndedError(session_id)
             if key is not None and session.keys and len(session.keys) >= _MOST_KEYS:
                 raise LimitError("keys", _MOST_KEYS, "so many idempotency keys in 24 hours")
-            now = self._now()
             record = session.append(int(self._wall() * 1e6), event_type, body, owed)
             session.touched_at = now
             if key is not None:
                 if session.keys is None:
                     session.keys = {}
-                session.keys[key] = (now + KEY_KEPT, record)
+                digest = hashlib.sha256(body).digest()
+                session.keys[key] = Known(now + KEY_KEPT, record._replace(body=b""), digest)
             if owed:
                 self._sent += 1
                 if session.owed is not None:
@@ -232,15 +236,15 @@ class MemoryStore(Store):
     def _again(
         self,
         session: Session,
-        known: tuple[float, Record],
+        known: Known,
         key: str,
         event_type: str,
         body: bytes,
     ) -> Appended:
-        record = known[1]
-        if (record.event_type, record.body) != (event_type, body):
+        record = known.record
+        if record.event_type != event_type or known.digest != hashlib.sha256(body).digest():
             raise IdempotencyError(f"the key {key!r:.100} came before with another event")
-        return Appended(session.epoch, record, False)
+        return Appended(session.epoch, record._replace(body=body), False)
 
     async def read(
         self,
@@ -367,6 +371,8 @@ class MemoryStore(Store):
         if session.letters is None:
             session.letters = {}
         session.letters[letter.id] = Letter(session, letter, now)
+        while len(session.letters) > session.new.max_pending:
+            self._let_go(session.letters.pop(next(iter(session.letters))))
         session.failed += len(records)
         self._failed += len(records)
         self._schedule(session)
@@ -379,6 +385,8 @@ class MemoryStore(Store):
         self._settled += queued
         self._readable -= 1
         self._active -= session.state == "active"
+        if session.owed is not None:
+            self._let_go(session.owed)
         session.clear()
 
     def _check(self, session: Session, now: float) -> bool:
@@ -408,7 +416,7 @@ class MemoryStore(Store):
             oldest = next(iter(letters.values()))
             if session.state != "deleted" or oldest.since + LETTER_KEPT > now:
                 return
-            oldest.withdraw()
+            self._let_go(oldest)
             del letters[oldest.letter.id]
 
     def _forget_endpoints(self, now: float) -> None:
@@ -417,6 +425,13 @@ class MemoryStore(Store):
             if saved_at + LETTER_KEPT > now:
                 return
             del self._endpoints[endpoint]
+
+    def _let_go(self, owed: Owed) -> None:
+        """Owe something no longer; whoever holds a claim on it is refused."""
+        owed.withdraw()
+        agenda = self._due.get(owed.session.new.method)
+        if agenda is not None:
+            agenda.discard(owed)
 
     def _schedule(self, session: Session, now: float | None = None) -> None:
         at = session.next_check()
@@ -531,6 +546,9 @@ class MemoryStore(Store):
         session = owed.session
         owed.attempts = 0
         owed.bound = None
+        if session.is_over():
+            # What was kept to be delivered only.
+            self._shed(session, self._now())
         if session.queued and lease is not None:
             self._put_due(owed, self._now() + lease)
             return owed.as_claim()
@@ -555,7 +573,7 @@ class MemoryStore(Store):
 
     def _drop_letter(self, owed: Letter) -> None:
         session = owed.session
-        owed.withdraw()
+        self._let_go(owed)
         if session.letters is not None:
             session.letters.pop(owed.letter.id, None)
         session.failed -= len(owed.letter.records)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -19,10 +19,24 @@ from callbackkit.stores.base import (
     SessionState,
 )
 
-__all__ = ["Letter", "Owed", "Session"]
+__all__ = ["Known", "Letter", "Owed", "Session"]
 
 # Dropped records are cut off a log once there are this many and they are half of it.
 _COMPACT_AT: Final = 64
+
+
+class Known(NamedTuple):
+    """What is remembered of an event that came with an idempotency key.
+
+    Attributes:
+        until: When it is forgotten.
+        record: The record, without its body.
+        digest: Of the body.
+    """
+
+    until: float
+    record: Record
+    digest: bytes
 
 
 class Session:
@@ -36,7 +50,8 @@ class Session:
         keys: Idempotency keys with when they are forgotten, the oldest first.
         leaves_at: When it goes, once it has ended or was deleted.
         due_at: When time asks for something, see :class:`~callbackkit.stores.agenda.Agenda`.
-        listed_at: For the agenda.
+        listed_at: For the agenda, like the next.
+        entry: Where it stands there.
     """
 
     __slots__ = (
@@ -49,6 +64,7 @@ class Session:
         "created_at",
         "cursor",
         "due_at",
+        "entry",
         "epoch",
         "expired",
         "failed",
@@ -89,10 +105,11 @@ class Session:
         self.owed: Owed | None = Owed(self) if new.pushes else None
         # Made when first used: most sessions never do.
         self.letters: dict[str, Letter] | None = None
-        self.keys: dict[str, tuple[float, Record]] | None = None
+        self.keys: dict[str, Known] | None = None
         self.attempts: deque[Attempt] | None = None
         self.due_at: float | None = None
         self.listed_at: float = math.inf
+        self.entry: list[object] = []
 
     # The log.
 
@@ -158,6 +175,8 @@ class Session:
         self._head = 0
         self._bytes = 0
         self.keys = None
+        if not self.letters:
+            self.attempts = None
         self.leaves_at = -math.inf
         if self.owed is not None:
             self.owed.withdraw()
@@ -200,7 +219,7 @@ class Session:
 
     def forget_keys(self, now: float) -> None:
         """Forget idempotency keys whose time is over."""
-        while self.keys and (oldest := next(iter(self.keys))) and self.keys[oldest][0] <= now:
+        while self.keys and self.keys[oldest := next(iter(self.keys))].until <= now:
             del self.keys[oldest]
 
     def next_check(self) -> float:
@@ -212,7 +231,7 @@ class Session:
         if self.state == "active" and self.new.ttl is not None:
             at = self.touched_at + self.new.ttl
         if self.keys:
-            at = min(at, next(iter(self.keys.values()))[0])
+            at = min(at, next(iter(self.keys.values())).until)
         if self.first < self.top and self.new.retention.max_age is not None:
             at = min(at, self.oldest().at / 1e6 + self.new.retention.max_age)
         return at
@@ -234,6 +253,7 @@ class Session:
             config=new.config,
             method=new.method,
             pushes=new.pushes,
+            unowed=new.unowed,
             state=self.state,
             created_at=self.created_at,
             epoch=self.epoch,
@@ -255,19 +275,30 @@ class Owed:
     Attributes:
         session: The session.
         due_at: When it may be claimed; ``None`` if nothing is owed.
-        listed_at: For the agenda.
+        listed_at: For the agenda, like the next.
+        entry: Where it stands there.
         fence: Number of the last claim.
         is_leased: That claim is not settled.
         attempts: Tries at what comes next.
         bound: Number of the last record of what comes next, if it was fixed.
     """
 
-    __slots__ = ("attempts", "bound", "due_at", "fence", "is_leased", "listed_at", "session")
+    __slots__ = (
+        "attempts",
+        "bound",
+        "due_at",
+        "entry",
+        "fence",
+        "is_leased",
+        "listed_at",
+        "session",
+    )
 
     def __init__(self, session: Session) -> None:
         self.session: Session = session
         self.due_at: float | None = None
         self.listed_at: float = math.inf
+        self.entry: list[object] = []
         self.fence: int = 0
         self.is_leased: bool = False
         self.attempts: int = 0

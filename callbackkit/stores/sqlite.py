@@ -52,7 +52,9 @@ class SQLiteStore(Store):
     One thread writes: all that waits goes into one transaction, synced to the disk once. Files
     ``-wal``, ``-shm`` and ``-instance`` stand beside the file. To make a backup, copy the file
     alone, with ``VACUUM INTO`` or SQLite's backup; a copy that is put in its place, or anywhere
-    else, is recognised, and positions of before are told as gaps.
+    else, is recognised, and positions of before are told as gaps. Before putting it there, close
+    all stores on the file and remove ``-wal`` and ``-shm``: SQLite would write into the copy what
+    they hold of the file before. A file that was moved there beside another's ``-wal`` is refused.
 
     The file has to be on a disk of this machine: SQLite's log is shared memory, which network file
     systems have not.

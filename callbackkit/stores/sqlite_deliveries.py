@@ -9,7 +9,14 @@ import attrs
 
 from callbackkit.errors import LeaseLostError
 from callbackkit.stores.base import MOST_ATTEMPTS, Attempt, Claim, Claims
-from callbackkit.stores.sqlite_keeping import as_record, bury, owe, settle
+from callbackkit.stores.sqlite_keeping import (
+    as_record,
+    bury,
+    drop_letter,
+    owe,
+    settle,
+    shed_settled,
+)
 from callbackkit.stores.sqlite_letters import LETTER, dead_letter
 from callbackkit.stores.sqlite_row import ENDED, Row
 from callbackkit.stores.sqlite_work import Work
@@ -163,12 +170,11 @@ def ack(
     row, letter = _held(work, claim)
     _note(work, row, attempt)
     if letter is not None:
-        work.execute("DELETE FROM letter_record WHERE letter = ?", (letter.number,))
-        work.execute("DELETE FROM letter WHERE number = ?", (letter.number,))
+        drop_letter(work, row, letter.number)
         row.failed -= letter.records
-        work.touch(row)
         return None
     settle(work, row, upto)
+    shed_settled(work, row)
     return _go_on(work, row, lease)
 
 
@@ -215,6 +221,7 @@ def park(
     records = [as_record(each) for each in work.execute(_OWED, (row.sid, begin, upto))]
     bury(work, row, records, reason, row.attempts + (attempt is not None), letter_id)
     settle(work, row, upto)
+    shed_settled(work, row)
     return _go_on(work, row, lease)
 
 

@@ -7,12 +7,12 @@ leave it behind the database but not before it. When a store is opened and the f
 missing, of another instance or inode, or *ahead*, then the database is not the one that was here
 last: it gets a new instance, and every log in it a new epoch.
 
-Each process that has the database open holds a shared lock on the file beside it. Whoever opens it
-and finds no lock is alone: then no delivery is on its way, whatever leases say, and those of
-processes that were killed end at once.
-
 A kill leaves both files as they are; after a power failure that took acknowledged transactions
 away (``synchronous="NORMAL"``) the file beside may be ahead, and new epochs are what is right.
+
+A kill leaves the write-ahead log, too, and SQLite would play it over whatever database stands at
+its path. So a database that is another file than the one here last is refused beside such a log.
+The name of a new instance is synced, and stands there before a log of its database has content.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ import os
 import secrets
 import sqlite3
 import struct
-import sys
-import time
-from contextlib import suppress
 from typing import Final
 
-if sys.platform != "win32":
-    import fcntl
+from callbackkit.errors import StoreError
+from callbackkit.stores.sqlite_presence import Presence
 
-__all__ = ["Instance"]
+__all__ = ["Instance", "refuse_foreign_log"]
 
 _MAGIC: Final = b"cbkinst1"
 # Magic, instance, inode, count.
@@ -45,31 +42,48 @@ _NEW_EPOCHS: Final = """
 _END_LEASES: Final = """
     UPDATE {} SET is_leased = 0, fence = fence + 1, due_at = min(due_at, ?) WHERE is_leased
 """
-# Seconds to wait for another process that is opening the file at this moment.
-_LOCK_TIMEOUT: Final = 5.0
 _NEW_INSTANCE: Final = "UPDATE store SET instance = ?, change = ?"
 
 
+def refuse_foreign_log(path: str) -> None:
+    """Return if the write-ahead log beside a database may be its own; changes nothing.
+
+    Raises:
+        StoreError: It belongs to the file that was here before.
+    """
+    try:
+        # In this order: a log with content is younger than the name of its database.
+        has_log = os.stat(f"{path}-wal").st_size > 0
+        with open(f"{path}-instance", "rb") as file:
+            magic, _, inode, _ = _LAYOUT.unpack(file.read(_LAYOUT.size))
+        is_another = magic == _MAGIC and inode != os.stat(path).st_ino
+    except (OSError, struct.error):
+        # One of them is missing, or says nothing.
+        return
+    if has_log and is_another:
+        raise StoreError(
+            f"{path} is not the file that was here last, and {path}-wal beside it belongs to that "
+            f"one: SQLite would destroy the file with it. If a backup was put back, remove "
+            f"{path}-wal and {path}-shm; if all files were moved here together, remove "
+            f"{path}-instance"
+        )
+
+
 class Instance:
-    """The file beside the database, open; for the thread that writes.
+    """What stands in the file beside the database; for the thread that writes.
 
     Args:
         path: The database.
+        presence: Holds the file beside it, which is open.
 
     Raises:
-        OSError: It can't be opened or made.
+        OSError: There is no database.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, presence: Presence) -> None:
         self._path = path
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._file = os.open(f"{path}-instance", flags, 0o600)
+        self._presence = presence
         self.inode: int = os.stat(path).st_ino
-        self._is_alone = _lock(self._file, alone=True)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
 
     def is_in_place(self) -> bool:
         """Tell whether the database is still the file that stands at its path."""
@@ -90,23 +104,19 @@ class Instance:
         instance, change, now = connection.execute(
             "SELECT instance, change, now FROM store"
         ).fetchone()
-        if is_first and self._is_alone:
+        if not instance or not self._is_the_last(instance.encode(), change):
+            self._begin_anew(connection, change + 1, now)
+        if is_first and self._presence.is_alone:
             for table in ("log", "letter"):
                 connection.execute(_END_LEASES.format(table), (now,))
-        self._share()
-        if instance and self._is_the_last(instance.encode(), change):
-            return
+
+    def _begin_anew(self, connection: sqlite3.Connection, change: int, now: float) -> None:
         new = secrets.token_hex(8)
         # Written before the commit: should that not happen, the next one to open comes here again.
         self._write(_LAYOUT.pack(_MAGIC, new.encode(), self.inode, 0), 0)
-        connection.execute(_NEW_INSTANCE, (new, change + 1))
-        connection.execute(_NEW_EPOCHS, (change + 1, now))
-
-    def _share(self) -> None:
-        """Tell who opens the file later that it is in use."""
-        until = time.monotonic() + _LOCK_TIMEOUT
-        while not _lock(self._file, alone=False) and time.monotonic() < until:
-            time.sleep(0.005)
+        os.fsync(self._presence.file)
+        connection.execute(_NEW_INSTANCE, (new, change))
+        connection.execute(_NEW_EPOCHS, (change, now))
 
     def note(self, count: int) -> None:
         """Note how many transactions there are; never goes back by itself."""
@@ -126,22 +136,9 @@ class Instance:
         return bool(known[:3] == (_MAGIC, instance, self.inode) and known[3] <= change)
 
     def _read(self, size: int, at: int) -> bytes:
-        os.lseek(self._file, at, os.SEEK_SET)
-        return os.read(self._file, size)
+        os.lseek(self._presence.file, at, os.SEEK_SET)
+        return os.read(self._presence.file, size)
 
     def _write(self, data: bytes, at: int) -> None:
-        os.lseek(self._file, at, os.SEEK_SET)
-        os.write(self._file, data)
-
-
-def _lock(file: int, *, alone: bool) -> bool:
-    """Lock a file, alone or with others; ``False`` if that can't be done now, or here at all.
-
-    The lock goes with the opened file: a kill ends it, another file of this process does not.
-    """
-    if sys.platform == "win32":
-        return False
-    with suppress(OSError):
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        return True
-    return False
+        os.lseek(self._presence.file, at, os.SEEK_SET)
+        os.write(self._presence.file, data)

@@ -14,12 +14,14 @@ __all__ = [
     "bury",
     "clear",
     "drop",
+    "drop_letter",
     "drop_letters",
     "next_check",
     "owe",
     "purge",
     "settle",
     "shed",
+    "shed_settled",
 ]
 
 # Records that are dropped leave the file this many at a time.
@@ -33,7 +35,7 @@ _PURGE: Final = tuple(
     f"DELETE FROM {table} WHERE sid = ? AND seq < ?" for table in ("record", "fresh")
 )
 _BURY: Final = """
-    INSERT OR REPLACE INTO letter (sid, id, method, epoch, reason, tried, at, since, records,
+    INSERT INTO letter (sid, id, method, epoch, reason, tried, at, since, records,
         is_due, due_at, is_leased, fence, attempts)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, 0, 0, 0)
 """
@@ -43,6 +45,8 @@ _DROP_LETTER_RECORDS: Final = """
         SELECT number FROM letter WHERE sid = ? AND since <= ?)
 """
 _DROP_LETTERS: Final = "DELETE FROM letter WHERE sid = ? AND since <= ?"
+_OLDEST_LETTERS: Final = "SELECT number FROM letter WHERE sid = ? ORDER BY number LIMIT ?"
+_SAME_LETTER: Final = "SELECT number FROM letter WHERE sid = ? AND id = ?"
 _OLDEST_LETTER: Final = "SELECT since FROM letter WHERE sid = ? ORDER BY number LIMIT 1"
 _OLDEST_KEY: Final = "SELECT min(until) FROM idempotency WHERE sid = ?"
 
@@ -86,6 +90,16 @@ def shed(work: Work, row: Row) -> None:
             if row.queued() <= row.max_pending:
                 return
             _give_up(work, row)
+        drop(work, row)
+
+
+def shed_settled(work: Work, row: Row) -> None:
+    """Drop what was kept only because it was still to be delivered."""
+    connection = work.connection
+    wall = work.wall()
+    while row.is_over() or row.is_too_old(connection, wall):
+        if row.must_deliver(connection):
+            return
         drop(work, row)
 
 
@@ -134,11 +148,18 @@ def bury(
     if not records:
         return
     name = letter_id or delivery_id(row.id, row.epoch, records[0].seq)
+    for (same,) in work.execute(_SAME_LETTER, (row.sid, name)).fetchall():
+        drop_letter(work, row, same)
     columns = (row.sid, name, row.method, row.epoch, reason, tried, work.wall(), work.now)
     number = work.execute(_BURY, (*columns, len(records))).lastrowid
     work.connection.executemany(_BURY_RECORD, [(number, *record) for record in records])
     row.failed += len(records)
-    work.touch(row)
+    row.letters += 1
+    work.move(row)
+    excess = row.letters - row.max_pending
+    if excess > 0:
+        for (oldest,) in work.execute(_OLDEST_LETTERS, (row.sid, excess)).fetchall():
+            drop_letter(work, row, oldest)
 
 
 def clear(work: Work, row: Row) -> None:
@@ -159,8 +180,17 @@ def clear(work: Work, row: Row) -> None:
 
 def drop_letters(work: Work, row: Row, since: float) -> None:
     """Drop the dead letters that are no younger; they stay counted as failed."""
-    for statement in (_DROP_LETTER_RECORDS, _DROP_LETTERS):
-        work.execute(statement, (row.sid, since))
+    work.execute(_DROP_LETTER_RECORDS, (row.sid, since))
+    row.letters -= work.execute(_DROP_LETTERS, (row.sid, since)).rowcount
+    work.move(row)
+
+
+def drop_letter(work: Work, row: Row, number: int) -> None:
+    """Drop a dead letter; whoever delivers it is refused."""
+    work.execute("DELETE FROM letter_record WHERE letter = ?", (number,))
+    work.execute("DELETE FROM letter WHERE number = ?", (number,))
+    row.letters -= 1
+    work.move(row)
 
 
 def next_check(work: Work, row: Row) -> float | None:

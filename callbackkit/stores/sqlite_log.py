@@ -20,7 +20,14 @@ from callbackkit.stores.sqlite_keeping import (
     settle,
     shed,
 )
-from callbackkit.stores.sqlite_row import ACTIVE, DELETED, ENDED, Row, session_record
+from callbackkit.stores.sqlite_row import (
+    ACTIVE,
+    DELETED,
+    ENDED,
+    Row,
+    session_record,
+    storable,
+)
 from callbackkit.stores.sqlite_work import IdTakenError, Work
 
 __all__ = ["append", "create_session", "delete_session", "end_session", "touch", "trim"]
@@ -32,7 +39,8 @@ _KNOWN: Final = """
     SELECT seq, at, event_type, digest, owed, ordinal FROM idempotency
     WHERE sid = ? AND key = ? AND until > ?
 """
-_REMEMBER: Final = "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_REMEMBER: Final = "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FORGET: Final = "DELETE FROM idempotency WHERE sid = ? AND key = ?"
 
 
 # Sessions.
@@ -40,6 +48,9 @@ _REMEMBER: Final = "INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?,
 
 def create_session(work: Work, new: NewSession, max_sessions: int | None) -> SessionRecord:
     """Begin a session."""
+    for name, value in (("id", new.id), ("owner", new.owner)):
+        if value is not None and isinstance(storable(value), bytes):
+            raise ValueError(f"{name} must be text that UTF-8 can hold, not {value!r:.100}")
     if work.find(new.id) is not None:
         raise IdTakenError("a session with this id exists already")
     if max_sessions is not None and work.sums.readable >= max_sessions:
@@ -108,8 +119,9 @@ def append(
         owe(work, row)
     if row.is_over():
         shed(work, row)
-    if record.seq == row.first and row.max_age is not None:
-        row.stay(record.at / 1e6 + row.max_age)
+    if record.seq == row.first + 1 and row.max_age is not None:
+        # The newest is kept whatever its age; the one before it is what may get too old.
+        row.stay(row.oldest(work.connection).at / 1e6 + row.max_age)
     work.ring(row)
     return Appended(row.epoch, record, True)
 
@@ -119,7 +131,7 @@ def _add(work: Work, row: Row, event_type: str, body: bytes, owed: bool) -> Reco
     seq = row.top + 1
     ordinal = row.sent + owed
     size = row.size + len(body)
-    work.append(row.sid, seq, at, event_type, body, owed, ordinal, size)
+    work.append(row, (row.sid, seq, at, event_type, body, owed, ordinal, size))
     row.top = seq
     row.last_at = at
     row.sent = ordinal
@@ -130,7 +142,7 @@ def _add(work: Work, row: Row, event_type: str, body: bytes, owed: bool) -> Reco
 
 def _known(work: Work, row: Row, event_type: str, body: bytes, key: str) -> Record | None:
     """Return the record that an idempotency key gave before."""
-    known = work.execute(_KNOWN, (row.sid, key, work.now)).fetchone()
+    known = work.execute(_KNOWN, (row.sid, storable(key), work.now)).fetchone()
     if known is None:
         return None
     seq, at, known_type, digest, owed, ordinal = known
@@ -143,8 +155,11 @@ def _remember(work: Work, row: Row, record: Record, key: str) -> None:
     digest = hashlib.sha256(record.body).digest()
     until = work.now + KEY_KEPT
     columns = (record.seq, record.at, record.event_type, digest, record.owed, record.ordinal)
-    work.execute(_REMEMBER, (row.sid, key, until, *columns))
-    row.keys += 1
+    # One whose time is over may still be there.
+    forgotten = work.execute(_FORGET, (row.sid, storable(key))).rowcount
+    work.execute(_REMEMBER, (row.sid, storable(key), until, *columns))
+    row.keys += 1 - forgotten
+    work.touch(row)
     row.stay(until)
 
 

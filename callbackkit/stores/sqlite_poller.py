@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
+from callbackkit.errors import StoreError
 from callbackkit.stores.base import Watch, Watches
 from callbackkit.stores.sqlite_place import Place
 from callbackkit.stores.sqlite_schema import connect
@@ -47,7 +48,8 @@ class Poller(Watches):
         super().__init__()
         self._place = place
         self._interval = interval
-        self._guard = threading.Lock()
+        # Re-entrant: a finalizer may begin or end a watch while the lock is held.
+        self._guard = threading.RLock()
         # How often the file was opened: readers open it anew, too.
         self.generation: int = 0
         # Number of the last transaction whose wakes are given.
@@ -116,9 +118,13 @@ class Poller(Watches):
     # The thread.
 
     def _begin(self) -> None:
-        if self._thread is None and self.generation:
-            self._thread = threading.Thread(target=self._run, name="callbackkit-poll", daemon=True)
-            self._thread.start()
+        if self._thread is not None or not self.generation:
+            return
+        thread = threading.Thread(target=self._run, name="callbackkit-poll", daemon=True)
+        # Looked at again: making the thread may have run a finalizer that began one.
+        if self._thread is None:
+            self._thread = thread
+            thread.start()
 
     def _run(self) -> None:
         is_over = self._is_over
@@ -128,7 +134,7 @@ class Poller(Watches):
                 break
             try:
                 topics = self._look()
-            except sqlite3.Error:
+            except (sqlite3.Error, StoreError):
                 # Perhaps next time; until then there is the reconciling of those who wait.
                 self._let_go()
                 continue

@@ -19,7 +19,14 @@ from callbackkit.stores.base import (
 )
 from callbackkit.stores.sqlite_letters import LETTER, dead_letter
 from callbackkit.stores.sqlite_place import Place, translated
-from callbackkit.stores.sqlite_row import DELETED, SESSION, STATES, Row, session_record
+from callbackkit.stores.sqlite_row import (
+    DELETED,
+    SESSION,
+    STATES,
+    Row,
+    session_record,
+    storable,
+)
 from callbackkit.stores.sqlite_schema import connect
 from callbackkit.stores.sqlite_threads import Job, Worker
 
@@ -141,10 +148,11 @@ def sessions(
     arguments: list[Any] = [DELETED if state is None else STATES.index(state)]
     if owner is not None:
         conditions.append("s.owner = ?")
-        arguments.append(owner)
+        arguments.append(storable(owner))
     if after is not None:
-        conditions.append("s.id > ?")
-        arguments.append(after)
+        # As bytes: half of a surrogate pair has its place in the order, too.
+        conditions.append("s.id > CAST(? AS TEXT)")
+        arguments.append(after.encode("utf-8", "surrogatepass"))
     query = f"{SESSION} WHERE {' AND '.join(conditions)} ORDER BY s.id LIMIT ?"
     found = connection.execute(query, (*arguments, limit)).fetchall()
     return [session_record(Row(columns)) for columns in found]
@@ -177,7 +185,7 @@ def tail(connection: Connection, session_id: str, limit: int) -> Page:
 
 def _log(connection: Connection, session_id: str) -> tuple[int, int, str, int, int]:
     found: tuple[int, int, str, int, int] | None
-    found = connection.execute(_LOG, (session_id,)).fetchone()
+    found = connection.execute(_LOG, (storable(session_id),)).fetchone()
     if found is None:
         raise UnknownSessionError(session_id)
     if found[1] == DELETED:
@@ -205,7 +213,7 @@ def dead_letters(
     number = 0
     if after is not None:
         query = "SELECT number FROM letter WHERE sid = ? AND id = ?"
-        (number,) = connection.execute(query, (sid, after)).fetchone() or (0,)
+        (number,) = connection.execute(query, (sid, storable(after))).fetchone() or (0,)
     query = f"{LETTER} WHERE t.sid = ? AND t.number > ? ORDER BY t.number LIMIT ?"
     found = connection.execute(query, (sid, number, limit)).fetchall()
     return [dead_letter(connection.execute, columns) for columns in found]
@@ -232,7 +240,7 @@ def attempts(connection: Connection, session_id: str) -> Sequence[Attempt]:
 def _with_letters(connection: Connection, session_id: str) -> int:
     """Return the row of a session that can be read, or has dead letters still."""
     query = "SELECT s.sid FROM session s JOIN letter t ON t.sid = s.sid WHERE s.id = ? LIMIT 1"
-    found = connection.execute(query, (session_id,)).fetchone()
+    found = connection.execute(query, (storable(session_id),)).fetchone()
     sid: int = _log(connection, session_id)[0] if found is None else found[0]
     return sid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import deque
 from collections.abc import Sequence
@@ -10,7 +11,17 @@ from typing import Any, Final, NamedTuple
 
 from callbackkit.stores.base import Claim, NewSession, SessionRecord, SessionState
 
-__all__ = ["ACTIVE", "DELETED", "ENDED", "SESSION", "STATES", "Oldest", "Row", "session_record"]
+__all__ = [
+    "ACTIVE",
+    "DELETED",
+    "ENDED",
+    "SESSION",
+    "STATES",
+    "Oldest",
+    "Row",
+    "session_record",
+    "storable",
+]
 
 ACTIVE: Final = 0
 ENDED: Final = 1
@@ -24,6 +35,7 @@ _FIXED: Final = (
     "owner",
     "config",
     "pushes",
+    "unowed",
     "ttl",
     "max_events",
     "max_bytes",
@@ -31,23 +43,20 @@ _FIXED: Final = (
     "max_pending",
     "created_at",
 )
-# What an append changes.
+# What each append changes.
+_HEAD: Final = ("top", "sent", "size", "last_at", "touched_at", "change")
+# What some do.
 _FIGURES: Final = (
+    *_HEAD,
     "first",
-    "top",
     "cursor",
     "settled",
-    "sent",
-    "size",
     "shed",
-    "last_at",
-    "touched_at",
     "failed",
     "expired",
     "retries",
     "tries",
     "keys",
-    "change",
 )
 # Some of these have an index, so they are written only when one of them changed.
 _REST: Final = (
@@ -59,6 +68,7 @@ _REST: Final = (
     "fence",
     "attempts",
     "bound",
+    "letters",
 )
 _COLUMNS: Final = (*_FIXED, "method", "epoch", *_FIGURES, *_REST)
 
@@ -74,12 +84,14 @@ SESSION: Final = (
 )
 _BY_ID: Final = f"{SESSION} WHERE s.id = ?"
 _BY_SID: Final = f"{SESSION} WHERE s.sid = ?"
+_SAVE_HEAD: Final = f"UPDATE log SET {_set(_HEAD)} WHERE sid = ?"
 _SAVE_FIGURES: Final = f"UPDATE log SET {_set(_FIGURES)} WHERE sid = ?"
 _SAVE: Final = f"UPDATE log SET {_set((*_FIGURES, *_REST))} WHERE sid = ?"
 _OLDEST: Final = """
     SELECT seq, at, owed, ordinal, total FROM event WHERE sid = ? AND seq >= ?
     ORDER BY seq LIMIT 64
 """
+_get_head: Final = attrgetter(*_HEAD, "sid")
 _get_figures: Final = attrgetter(*_FIGURES, "sid")
 _get_all: Final = attrgetter(*_FIGURES, *_REST, "sid")
 _INSERT_SESSION: Final = (
@@ -107,6 +119,7 @@ class Row:
     """A session; its attributes are the columns of its two tables.
 
     Attributes:
+        unowed: Event types, as JSON.
         settled: Ordinal of the record at the cursor.
         size: Bytes of all records ever appended.
         shed: Bytes of those that were dropped.
@@ -117,9 +130,10 @@ class Row:
         leaves_at: When it goes, once it has ended or was deleted.
         check_at: When time may ask for something; rather too early.
         due_at: When what it owes may be claimed; ``None`` if nothing is owed.
+        letters: Dead letters kept.
     """
 
-    __slots__ = (*_COLUMNS, "_oldest", "is_moved", "is_touched")
+    __slots__ = (*_COLUMNS, "_oldest", "is_listed", "is_moved", "is_touched")
 
     sid: int
     id: str
@@ -127,6 +141,7 @@ class Row:
     owner: str | None
     config: bytes
     pushes: int
+    unowed: str
     ttl: float | None
     max_events: float | None
     max_bytes: float | None
@@ -158,12 +173,14 @@ class Row:
     fence: int
     attempts: int
     bound: int | None
+    letters: int
 
     def __init__(self, columns: tuple[Any, ...]) -> None:
         for name, value in zip(_COLUMNS, columns, strict=True):
             setattr(self, name, value)
         self._oldest: deque[Oldest] = deque()
-        # What is to be saved: the figures, and the rest too.
+        # What is to be saved: what each append changes, all figures, and the rest too.
+        self.is_listed: bool = False
         self.is_touched: bool = False
         self.is_moved: bool = False
 
@@ -181,6 +198,7 @@ class Row:
             owner=new.owner,
             config=new.config,
             pushes=int(new.pushes),
+            unowed=json.dumps(new.unowed),
             ttl=new.ttl,
             max_events=kept.max_events,
             max_bytes=kept.max_bytes,
@@ -197,8 +215,10 @@ class Row:
     @classmethod
     def load(cls, connection: sqlite3.Connection, key: str | int) -> Row | None:
         """Read a session by its id, or the number of its row."""
-        query = _BY_ID if isinstance(key, str) else _BY_SID
-        found = connection.execute(query, (key,)).fetchone()
+        if isinstance(key, str):
+            found = connection.execute(_BY_ID, (storable(key),)).fetchone()
+        else:
+            found = connection.execute(_BY_SID, (key,)).fetchone()
         return None if found is None else cls(found)
 
     def insert(self, connection: sqlite3.Connection) -> None:
@@ -211,15 +231,20 @@ class Row:
     @staticmethod
     def save(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Write what changed."""
-        moved = [_get_all(row) for row in rows if row.is_moved]
-        if moved:
-            connection.executemany(_SAVE, moved)
-        if len(moved) < len(rows):
-            connection.executemany(
-                _SAVE_FIGURES, [_get_figures(row) for row in rows if not row.is_moved]
-            )
+        heads: list[Any] = []
+        figures: list[Any] = []
+        moved: list[Any] = []
         for row in rows:
-            row.is_touched = row.is_moved = False
+            if row.is_moved:
+                moved.append(_get_all(row))
+            elif row.is_touched:
+                figures.append(_get_figures(row))
+            else:
+                heads.append(_get_head(row))
+            row.is_listed = row.is_touched = row.is_moved = False
+        for statement, values in ((_SAVE_HEAD, heads), (_SAVE_FIGURES, figures), (_SAVE, moved)):
+            if values:
+                connection.executemany(statement, values)
 
     # What time and bounds ask for.
 
@@ -303,6 +328,18 @@ class Row:
         )
 
 
+def storable(text: str) -> str | bytes:
+    """Return a text as SQLite takes it.
+
+    One with half of a surrogate pair becomes bytes, which are equal to no text there is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
 def session_record(row: Row) -> SessionRecord:
     """Return a session as it stands."""
     return SessionRecord(
@@ -312,6 +349,7 @@ def session_record(row: Row) -> SessionRecord:
         config=row.config,
         method=row.method,
         pushes=bool(row.pushes),
+        unowed=tuple(json.loads(row.unowed)),
         state=STATES[row.state],
         created_at=row.created_at,
         epoch=row.epoch,

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from urllib.parse import quote
 
 from callbackkit.errors import StoreVersionError
+from callbackkit.stores.sqlite_instance import refuse_foreign_log
 
 __all__ = ["MIGRATIONS", "VERSION", "Migration", "check", "connect", "migrate"]
 
@@ -39,6 +40,7 @@ _TABLES: Final = (
         owner TEXT,
         config BLOB NOT NULL,
         pushes INTEGER NOT NULL,
+        unowed TEXT NOT NULL,
         ttl REAL,
         max_events REAL,
         max_bytes REAL,
@@ -76,7 +78,8 @@ _TABLES: Final = (
         is_leased INTEGER NOT NULL,
         fence INTEGER NOT NULL,
         attempts INTEGER NOT NULL,
-        bound INTEGER
+        bound INTEGER,
+        letters INTEGER NOT NULL
     )
     """,
     "CREATE INDEX log_change ON log (change)",
@@ -226,7 +229,11 @@ def connect(
         mode: ``"rwc"`` makes the file if there is none.
         synchronous: ``"FULL"`` or ``"NORMAL"``.
         timeout: Seconds to wait for another connection that is in the way.
+
+    Raises:
+        StoreError: The write-ahead log beside it is that of another file.
     """
+    refuse_foreign_log(path)
     name = quote(path.encode("utf-8", "surrogateescape"))
     connection = sqlite3.connect(
         f"file:{name}?mode={mode}",

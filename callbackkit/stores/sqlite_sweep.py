@@ -18,7 +18,6 @@ _AGAIN: Final = 1.0
 
 _DUE: Final = "SELECT sid FROM log WHERE check_at <= ? ORDER BY check_at LIMIT ?"
 _FORGET_KEYS: Final = "DELETE FROM idempotency WHERE sid = ? AND until <= ?"
-_HAS_LETTERS: Final = "SELECT EXISTS(SELECT 1 FROM letter WHERE sid = ?)"
 
 
 def sweep(work: Work, limit: int) -> Swept:
@@ -39,7 +38,7 @@ def _check(work: Work, row: Row) -> bool:
     """Do what time asks for; tell whether the session can't be read from now on."""
     if row.state == DELETED:
         drop_letters(work, row, work.now - LETTER_KEPT)
-        if row.is_leaving(work.now) and not _has_letters(work, row):
+        if row.is_leaving(work.now) and not row.letters:
             work.drop(row)
         else:
             _look_again(work, row)
@@ -47,7 +46,7 @@ def _check(work: Work, row: Row) -> bool:
     if row.is_leaving(work.now) and not row.must_stay():
         clear(work, row)
         row.leaves_at = 0.0
-        if _has_letters(work, row):
+        if row.letters:
             _look_again(work, row)
         else:
             work.execute("INSERT INTO gone VALUES (?, ?, ?)", (work.sums.change, row.id, work.now))
@@ -64,7 +63,3 @@ def _look_again(work: Work, row: Row) -> None:
     at = next_check(work, row)
     row.check_at = None if at is None else max(at, work.now + _AGAIN)
     work.move(row)
-
-
-def _has_letters(work: Work, row: Row) -> bool:
-    return bool(work.execute(_HAS_LETTERS, (row.sid,)).fetchone()[0])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
@@ -85,7 +87,8 @@ class Crew:
         self._name = name
         self._workers = workers
         self._most = most
-        self._lock = threading.Lock()
+        # Re-entrant: a finalizer may hand over a job while the lock is held.
+        self._lock = threading.RLock()
         self._shift = _Shift()
 
     async def do(self, call: Callable[..., T], *arguments: Any) -> T:
@@ -117,29 +120,35 @@ class Crew:
     def _hand_over(self, job: Job[Any]) -> None:
         # The lock: behind what closes a queue nobody would look.
         with self._lock:
-            shift = self._current()
+            shift = self._shift
+            if shift.process != os.getpid():
+                shift = self._after_fork(shift)
             shift.queue.put(job)
             threads = shift.threads
             # More than one waiting: nobody was idle.
             if len(threads) < self._most and (not threads or shift.queue.qsize() > 1):
                 self._begin(shift)
 
-    def _current(self) -> _Shift:
-        shift = self._shift
-        if shift.process != os.getpid():
-            # SQLite believes to hold the locks that the parent's connections hold.
-            if shift.threads:
-                raise StoreError(
-                    "the store was opened before this process was forked; make one anew"
-                )
-            shift = self._shift = _Shift()
-        return shift
+    def _after_fork(self, shift: _Shift) -> _Shift:
+        # SQLite believes to hold the locks that the parent's connections hold.
+        if shift.threads:
+            raise StoreError("the store was opened before this process was forked; make one anew")
+        self._shift = _Shift()
+        return self._shift
 
     def _begin(self, shift: _Shift) -> None:
         thread = threading.Thread(target=self._serve, args=(shift,), name=self._name, daemon=True)
-        thread.start()
+        # Looked at again, and counted before it starts: a finalizer may come here meanwhile.
+        if len(shift.threads) >= self._most:
+            return
         shift.threads.append(thread)
         shift.running += 1
+        try:
+            thread.start()
+        except RuntimeError:
+            shift.threads.remove(thread)
+            shift.running -= 1
+            raise
 
     def _serve(self, shift: _Shift) -> None:
         worker = self._workers()
@@ -188,20 +197,31 @@ def _take(queue: SimpleQueue[Job[Any] | None], worker: Worker) -> tuple[list[Job
 
 def wake_all(waiters: Iterable[Waiter]) -> None:
     """Wake many who wait, with one call per event loop."""
-    by_loop: dict[Any, list[Callable[[], None]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    by_run: dict[Any, list[Callable[[], None]]] = {}
     for waiter in waiters:
         if isinstance(waiter, _AsyncioWaiter):
-            by_loop.setdefault(waiter._loop.call_soon_threadsafe, []).append(waiter._settle)
+            futures = by_loop.get(waiter._loop)
+            if futures is None:
+                futures = by_loop[waiter._loop] = []
+            futures.append(waiter._future)
         elif isinstance(waiter, _TrioWaiter):
-            by_loop.setdefault(waiter._token.run_sync_soon, []).append(waiter._event.set)
+            by_run.setdefault(waiter._token, []).append(waiter._event.set)
         else:
             waiter.wake()
-    for call_soon, wakes in by_loop.items():
-        try:
-            call_soon(_call_all, wakes)
-        except RuntimeError:
-            # The loop is closed, so nobody waits there any more.
-            continue
+    # One that is closed: nobody waits there any more.
+    for loop, futures in by_loop.items():
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle_all, futures)
+    for token, calls in by_run.items():
+        with suppress(RuntimeError):
+            token.run_sync_soon(_call_all, calls)
+
+
+def _settle_all(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 def _call_all(calls: Iterable[Callable[[], None]]) -> None:

@@ -99,7 +99,7 @@ class Work:
         self.sums: Sums = sums
         self.rings: set[str | None] = set()
         self._rows = rows
-        self._touched: list[Row] = []
+        self._listed: list[Row] = []
         self._changes = connection.total_changes
 
     @property
@@ -113,9 +113,10 @@ class Work:
         self._insert()
         return self._connection.execute(statement, values)
 
-    def append(self, *record: Any) -> None:
+    def append(self, row: Row, record: tuple[Any, ...]) -> None:
         """Have a record inserted, together with others: one by one costs a third more."""
         self._fresh.append(record)
+        self._list(row)
 
     def _insert(self) -> None:
         if self._fresh:
@@ -160,9 +161,8 @@ class Work:
 
     def touch(self, row: Row) -> None:
         """Have the figures of a session saved."""
-        if not row.is_touched:
-            row.is_touched = True
-            self._touched.append(row)
+        row.is_touched = True
+        self._list(row)
 
     def move(self, row: Row) -> None:
         """Have all of a session saved."""
@@ -172,16 +172,21 @@ class Work:
     def ring(self, row: Row) -> None:
         """Wake who reads a session, in this process and others."""
         row.change = self.sums.change
-        self.touch(row)
+        self._list(row)
         self.rings.add(row.id)
+
+    def _list(self, row: Row) -> None:
+        if not row.is_listed:
+            row.is_listed = True
+            self._listed.append(row)
 
     def drop(self, row: Row) -> None:
         """Forget a session but for its part in the sums."""
         for table in ("session", "log", "attempt"):
             self.execute(f"DELETE FROM {table} WHERE sid = ?", (row.sid,))
         self._rows.pop(row.id, None)
-        if row.is_touched:
-            self._touched.remove(row)
+        if row.is_listed:
+            self._listed.remove(row)
         sums = self.sums
         sums.gone_sent += row.sent
         sums.gone_settled += row.settled
@@ -191,8 +196,8 @@ class Work:
 
     def save(self) -> None:
         """Write the sessions that were touched, so that a query finds them as they are."""
-        Row.save(self.connection, self._touched)
-        self._touched.clear()
+        Row.save(self.connection, self._listed)
+        self._listed.clear()
 
     def finish(self) -> bool:
         """Write what is still to be written; ``False`` if nothing was changed at all."""

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from callbackkit.errors import CallbackKitError, StoreError, StoreUnavailableError
 from callbackkit.stores.sqlite_instance import Instance
 from callbackkit.stores.sqlite_place import Place, is_harmless, is_locked, translated
+from callbackkit.stores.sqlite_presence import Presence
 from callbackkit.stores.sqlite_schema import check, connect, migrate
 from callbackkit.stores.sqlite_threads import Job, Worker
 from callbackkit.stores.sqlite_work import IdTakenError, Rows, Sums, Work
@@ -29,7 +30,7 @@ _REST: Final = 1.0
 _MOST_WAL: Final = 16_777_216
 _LOOK_EVERY: Final = 256
 # Fresh records from which they are moved to their sessions, and transactions between two looks.
-_MOST_FRESH: Final = 8_000
+_MOST_FRESH: Final = 4_000
 _MOVE_EVERY: Final = 16
 _COUNT_FRESH: Final = """
     SELECT ifnull((SELECT max(place) FROM fresh) - (SELECT min(place) FROM fresh) + 1, 0)
@@ -61,6 +62,7 @@ class Writer(Worker):
         self._opened = opened
         self._committed = committed
         self._connection: sqlite3.Connection | None = None
+        self._presence = Presence(place.path)
         self._instance: Instance | None = None
         # Right as long as the version of the database is this one, which others change.
         self._rows: Rows = {}
@@ -91,13 +93,8 @@ class Writer(Worker):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        instance, self._instance = self._instance, None
-        self._forget()
-        if connection is not None:
-            connection.close()
-        if instance is not None:
-            instance.close()
+        self._let_go()
+        self._presence.close()
 
     # A transaction.
 
@@ -191,7 +188,15 @@ class Writer(Worker):
                 is_fine = False
         self._forget()
         if not is_fine:
-            self.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the file, to open it anew; others are still to see that this process lives."""
+        connection, self._connection = self._connection, None
+        self._instance = None
+        self._forget()
+        if connection is not None:
+            connection.close()
 
     def _forget(self) -> None:
         self._rows.clear()
@@ -231,11 +236,12 @@ class Writer(Worker):
             if self._instance.is_in_place():
                 return self._connection
             # Somebody put another file there, or took it away; what is written here is lost.
-            self.close()
+            self._let_go()
         try:
             return self._open_anew()
         except BaseException:
-            self.close()
+            self._let_go()
+            self._presence.fail()
             raise
 
     def _open_anew(self) -> sqlite3.Connection:
@@ -255,13 +261,16 @@ class Writer(Worker):
         if mode != "wal":
             raise StoreUnavailableError(f"{place.path}: its file system can't hold a WAL database")
         self._patiently(lambda: connection.execute(f"PRAGMA journal_size_limit = {_MOST_WAL}"))
-        self._instance = Instance(place.path)
+        # Before the transaction: whoever is opening the file needs one to get done.
+        self._presence.enter(is_first=self._is_new, timeout=place.timeout)
+        instance = self._instance = Instance(place.path, self._presence)
         self._begin(connection)
         migrate(connection, place.path)
-        self._instance.check(connection, is_first=self._is_new)
+        instance.check(connection, is_first=self._is_new)
         (change,) = connection.execute("SELECT change FROM store").fetchone()
         connection.execute("COMMIT")
-        self._instance.note(change)
+        self._presence.share(place.timeout)
+        instance.note(change)
         self._is_new = False
         self._opened(change)
         return connection

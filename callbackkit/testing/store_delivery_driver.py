@@ -70,7 +70,7 @@ class DeliveryDriver(StoreDriver):
 
     def settle(self, held: Held, verb: Any, *args: Any, **options: Any) -> tuple[bool, Any]:
         """Run a verb with a claim; see that it is refused just when it must be."""
-        self.looked_at = held.session
+        self.look_at(held.session)
         if not held.is_right:
             self.refused(LeaseLostError, verb, held.claim, *args, **options)
             return False, None
@@ -131,6 +131,7 @@ class DeliveryDriver(StoreDriver):
         entry, session = held.entry, held.session
         entry.begin_anew()
         entry.let_go()
+        same(session.shed(), [], "too much is owed after a delivery")
         has_more = not isinstance(entry, ModelLetter) and session.queued and lease is not None
         same(rest is not None, bool(has_more), "it goes on")
         if rest is not None and lease is not None:

@@ -23,21 +23,23 @@ try:
         rule,
         run_state_machine_as_test,
     )
-except ImportError as error:
-    raise ImportError("check_store needs Hypothesis: pip install 'callbackkit[testing]'") from error
+except ImportError as _error:
+    raise ImportError(
+        "check_store needs Hypothesis: pip install 'callbackkit[testing]'"
+    ) from _error
 
 __all__ = ["check_machine"]
 
 _STEPS: Final = 40
 _DELAYS: Final = (0.0, 5.25, 30.25)
 
-picks = st.integers(0, 7)
-flags = st.booleans()
+_picks = st.integers(0, 7)
+_flags = st.booleans()
 # Those that make a way to the rest stand more than once.
-settling = st.sampled_from(["ack", "ack", "ack", "retry", "retry", "park", "park", "renew"])
-adding = st.sampled_from(["owed", "owed", "not owed", "a", "b"])
-afters = st.none() | st.just("elsewhere") | st.integers(0, 12)
-limits = st.integers(1, 6)
+_settling = st.sampled_from(["ack", "ack", "ack", "retry", "retry", "park", "park", "renew"])
+_adding = st.sampled_from(["owed", "owed", "not owed", "a", "b"])
+_afters = st.none() | st.just("elsewhere") | st.integers(0, 12)
+_limits = st.integers(1, 6)
 
 
 def check_machine(room: Room, *, examples: int, shrink: bool = True) -> None:
@@ -99,36 +101,38 @@ class StoreMachine(RuleBasedStateMachine):
         self._driver.create(pushes=False, is_small=True, expires=False)
 
     @precondition(lambda self: len(self._driver.model.sessions) < 5)
-    @rule(pushes=flags, is_small=flags, expires=flags)
+    @rule(pushes=_flags, is_small=_flags, expires=_flags)
     def create(self, pushes: bool, is_small: bool, expires: bool) -> None:
         self._driver.create(pushes, is_small, expires)
 
     @precondition(lambda self: len(self._driver.model.readable()) > 2)
-    @rule(number=picks, way=st.sampled_from(["end", "end later", "delete"]))
+    @rule(number=_picks, way=st.sampled_from(["end", "end later", "delete"]))
     def leave(self, number: int, way: str) -> None:
         if way == "delete":
             self._driver.delete(number)
         else:
             self._driver.end(number, 20.125 if way == "end" else LONG)
 
-    @rule(number=picks, adds=st.lists(st.tuples(adding, flags), min_size=1, max_size=6))
+    @rule(number=_picks, adds=st.lists(st.tuples(_adding, _flags), min_size=1, max_size=6))
     def append(self, number: int, adds: list[tuple[str, bool]]) -> None:
         for way, text in adds:
             key = way if way in {"a", "b"} else None
             self._driver.append(number, owed=way != "not owed", key=key, text=int(text))
 
-    @rule(number=picks, reads=st.lists(st.tuples(afters, limits, flags), min_size=1, max_size=4))
+    @rule(
+        number=_picks, reads=st.lists(st.tuples(_afters, _limits, _flags), min_size=1, max_size=4)
+    )
     def read(self, number: int, reads: list[tuple[int | str | None, int, bool]]) -> None:
         for after, limit, owed in reads:
             self._driver.read(number, after, limit, owed)
             self._driver.tail(number, limit)
 
-    @rule(number=picks, touches=st.lists(st.none() | st.integers(0, 12), max_size=4))
+    @rule(number=_picks, touches=st.lists(st.none() | st.integers(0, 12), max_size=4))
     def touch(self, number: int, touches: list[int | None]) -> None:
         for upto in touches:
             self._driver.touch(number, upto)
 
-    @rule(number=picks, before=st.integers(0, 12))
+    @rule(number=_picks, before=st.integers(0, 12))
     def trim(self, number: int, before: int) -> None:
         self._driver.trim(number, before)
 
@@ -138,11 +142,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.has_claims)
     @rule(
-        number=picks,
-        way=settling,
+        number=_picks,
+        way=_settling,
         part=st.integers(1, 4),
-        goes_on=flags,
-        notes=flags,
+        goes_on=_flags,
+        notes=_flags,
         delay=st.sampled_from(_DELAYS),
     )
     def settle(
@@ -150,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         self._settle(number, way, part, goes_on, notes, delay)
 
-    @rule(jobs=st.lists(st.tuples(settling, flags, st.integers(1, 4), flags), max_size=6))
+    @rule(jobs=st.lists(st.tuples(_settling, _flags, st.integers(1, 4), _flags), max_size=6))
     def work(self, jobs: list[tuple[str, bool, int, bool]]) -> None:
         """Append, claim and settle, again and again: the way to what is seldom reached."""
         for way, redrives, part, notes in jobs:
@@ -174,11 +178,11 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             driver.renew(number, part - 1)
 
-    @rule(number=picks, chosen=st.none() | st.integers(0, 3))
+    @rule(number=_picks, chosen=st.none() | st.integers(0, 3))
     def redrive(self, number: int, chosen: int | None) -> None:
         self._driver.redrive(number, chosen)
 
-    @rule(state=st.sampled_from([b"one", b"two"]), is_stale=flags)
+    @rule(state=st.sampled_from([b"one", b"two"]), is_stale=_flags)
     def save_endpoint(self, state: bytes, is_stale: bool) -> None:
         self._driver.save_endpoint(state, is_stale)
 

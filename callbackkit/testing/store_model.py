@@ -146,17 +146,15 @@ class ModelSession:
         """Tell whether a transport is still to deliver a record."""
         return self.pushes and record.owed and record.seq > self.cursor
 
-    def lowest(self) -> int:
-        """Return the number of the oldest record that has to be kept."""
-        begin = max(self.first, self.top - self.max_events + 1)
-        pending = self.pending if self.pushes else []
-        return min(begin, pending[0].seq) if pending else begin
-
     # Changing it.
 
     def append(self, record: Record) -> list[Record]:
         """Add a record, drop what is too much; return what becomes a dead letter."""
         self.log.append(record)
+        return self.shed()
+
+    def shed(self) -> list[Record]:
+        """Drop what is too much; return what becomes a dead letter."""
         overflow: list[Record] = []
         while len(self.kept) > self.max_events:
             oldest = self.kept[0]
@@ -204,9 +202,11 @@ class ModelSession:
             self.retries += attempt.number > 1
 
     def bury(self, records: list[Record], letter_id: str) -> None:
-        """Add a dead letter."""
+        """Add a dead letter; the oldest one beyond the bound is let go of, whoever holds it."""
         if records:
             self.letters[letter_id] = ModelLetter(id=letter_id, records=tuple(records))
+        if len(self.letters) > self.max_pending:
+            self.letters.pop(next(iter(self.letters))).let_go()
 
     def clear(self) -> None:
         """Delete it."""

@@ -61,6 +61,19 @@ async def a_session_begins_empty(bench: Bench) -> None:
     same(Position.parse(str(session.position)), Position(session.epoch, 0), "its position as text")
 
 
+async def what_is_not_owed_comes_back(bench: Bench) -> None:
+    """The event types that a transport is not to deliver come back as they were given."""
+    types = ("progress", "a.b-c_d", "thinking")
+    session = await bench.pushes(unowed=types)
+    same(session.unowed, types, "what create_session gives")
+    same((await bench.pushes("all")).unowed, (), "of a session that leaves out none")
+    same((await bench.store.get_session("p")).unowed, types, "what get_session gives")
+    listed = {each.id: each.unowed for each in await bench.store.sessions()}
+    same(listed, {"all": (), "p": types}, "what sessions gives")
+    ended = await bench.store.end_session("p", linger=_LONG)
+    same(ended.unowed, types, "what end_session gives")
+
+
 async def an_id_is_used_once(bench: Bench) -> None:
     """An id that is taken is refused."""
     session = await bench.reads()
@@ -337,6 +350,7 @@ def _ids(sessions: Sequence[SessionRecord]) -> str:
 
 SESSION_LAWS: Final[tuple[Law, ...]] = (
     a_session_begins_empty,
+    what_is_not_owed_comes_back,
     an_id_is_used_once,
     no_epoch_comes_again,
     sessions_are_limited,

@@ -8,6 +8,7 @@ from callbackkit.testing.store_bench import Law
 from callbackkit.testing.store_clock_laws import TURNED_CLOCK_LAWS
 from callbackkit.testing.store_delivery_laws import DELIVERY_LAWS
 from callbackkit.testing.store_endpoint_laws import ENDPOINT_CLOCK_LAWS, ENDPOINT_LAWS
+from callbackkit.testing.store_keeping_laws import KEEPING_CLOCK_LAWS, KEEPING_LAWS
 from callbackkit.testing.store_letter_laws import LETTER_CLOCK_LAWS, LETTER_LAWS
 from callbackkit.testing.store_log_laws import LOG_CLOCK_LAWS, LOG_LAWS
 from callbackkit.testing.store_orders import ORDER_LAWS
@@ -64,6 +65,7 @@ def check_store(
 def store_laws(*, manual_time: bool = True) -> Iterator[Law]:
     """Yield the laws that are checked one by one."""
     yield from (*LOG_LAWS, *SESSION_LAWS, *WAKE_LAWS, *ENDPOINT_LAWS, *DELIVERY_LAWS, *LETTER_LAWS)
-    yield from ORDER_LAWS
+    yield from (*KEEPING_LAWS, *ORDER_LAWS)
     if manual_time:
-        yield from (*LOG_CLOCK_LAWS, *ENDPOINT_CLOCK_LAWS, *LETTER_CLOCK_LAWS, *TURNED_CLOCK_LAWS)
+        yield from (*LOG_CLOCK_LAWS, *KEEPING_CLOCK_LAWS, *ENDPOINT_CLOCK_LAWS)
+        yield from (*LETTER_CLOCK_LAWS, *TURNED_CLOCK_LAWS)

@@ -23,10 +23,10 @@ from callbackkit.testing.transport_bench import Asked, TransportBench, body
 
 try:
     from hypothesis import HealthCheck, Phase, given, settings, strategies as st
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "check_transport needs Hypothesis: pip install 'callbackkit[testing]'"
-    ) from error
+    ) from _error
 
 __all__ = ["check_rounds"]
 

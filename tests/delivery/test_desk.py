@@ -57,22 +57,22 @@ async def test_a_pause_ends_by_itself_or_by_being_woken() -> None:
 
 async def test_who_waits_for_a_batch_takes_no_place() -> None:
     shared = desk()
-    shared.busy["told"] = 1
-    assert shared.room == 0
+    place = shared.places.take("told", 0.0)
+    assert shared.places.room == 0
     got: list[bool] = []
 
     async def wait() -> None:
         with shared.store.watch("s") as watch:
-            got.append(await shared.wait_on(watch, 60, "told"))
+            got.append(await shared.wait_on(watch, 60, place))
 
     async with anyio.create_task_group() as group:
         group.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
-        assert shared.room == 1
+        assert shared.places.room == 1
         assert shared.may_wait
         shared.wake()
     assert got == [True]
-    assert shared.room == 0
+    assert shared.places.room == 0
 
 
 async def test_that_operators_can_not_be_told_is_logged(caplog) -> None:

@@ -1,5 +1,7 @@
 """The engine's life: claiming, waking, draining, stores and transports that fail."""
 
+import asyncio
+import gc
 import logging
 
 import anyio
@@ -487,3 +489,126 @@ async def test_wakes_that_get_lost_cost_time_and_no_event() -> None:
         await rig.session()
         await rig.emit("s", 1)
         await told.until_done(1)
+
+
+# Ends in the middle of a claim.
+
+
+class Claiming(MemoryStore):
+    """Suspends behind a claim that happened, as a store in another thread does."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.claimed = anyio.Event()
+        self.answers = anyio.Event()
+
+    async def claim(self, *args, **options):
+        claims = await super().claim(*args, **options)
+        if claims.claims:
+            self.claimed.set()
+            await self.answers.wait()
+        return claims
+
+
+async def claiming(rig: Rig) -> Claiming:
+    store = rig.store = Claiming(clock=rig.clock)
+    for n in range(3):
+        await rig.session(f"s{n}")
+        await rig.emit(f"s{n}", n)
+    return store
+
+
+async def assert_no_lease(rig: Rig) -> None:
+    rig.store.answers.set()
+    claims = await rig.store.claim("w", methods=["told"], limit=9, lease=1)
+    assert [claim.attempts for claim in claims.claims] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("is_drained", [False, True], ids=["cancelled", "drained for no time"])
+async def test_a_run_that_ends_in_the_middle_of_a_claim_leaves_no_lease(is_drained) -> None:
+    told = Told()
+    rig = Rig(told)
+    store = await claiming(rig)
+    engine = rig.engine()
+    async with anyio.create_task_group() as group:
+        await group.start(engine.run)
+        await store.claimed.wait()
+        if is_drained:
+            group.start_soon(engine.drain, 0.0)
+            while not engine._scope.cancel_called:
+                await checkpoint()
+        else:
+            group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.wait_all_tasks_blocked()
+        store.answers.set()
+    assert (told.done, engine.serving) == ([], 0)
+    await assert_no_lease(rig)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_run_cancelled_by_asyncio_itself_leaves_no_lease() -> None:
+    rig = Rig(Told())
+    store = await claiming(rig)
+    engine = rig.engine()
+    task = asyncio.ensure_future(engine.run())
+    await store.claimed.wait()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    store.answers.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.serving == 0
+    await assert_no_lease(rig)
+
+
+async def test_a_store_that_never_answers_a_claim_does_not_keep_the_run_from_ending() -> None:
+    rig = Rig(Told())
+    store = await claiming(rig)
+    with anyio.fail_after(10):
+        async with rig.running():
+            await store.claimed.wait()
+    assert rig.engines[0].serving == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+async def test_claims_whose_tasks_never_began_are_let_go(caplog, fails) -> None:
+    """All tasks of a program are cancelled at once, as at the end of asyncio.run()."""
+    others = asyncio.all_tasks()
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks() - others:
+            task.cancel()
+
+    class Ending(MemoryStore):
+        async def claim(self, *args, **options):
+            claims = await super().claim(*args, **options)
+            if claims.claims:
+                asyncio.get_running_loop().call_soon(cancel_all)
+            return claims
+
+        async def retry(self, *args, **options):
+            if fails:
+                raise StoreUnavailableError("disk full")
+            await super().retry(*args, **options)
+
+    told = Told()
+    rig = Rig(told)
+    store = rig.store = Ending(clock=rig.clock)
+    engine = rig.engine()
+    task = asyncio.ensure_future(engine.run())
+    await anyio.wait_all_tasks_blocked()
+    await rig.session()
+    await rig.emit("s", 1)
+    with caplog.at_level(logging.INFO, "callbackkit.delivery"):
+        await asyncio.wait([task])
+    assert (told.tried, engine.serving) == ([], 0)
+    assert engine._desk.places.room == 256
+    claims = await MemoryStore.claim(store, "w", methods=["told"], limit=9, lease=1)
+    assert len(claims.claims) == (0 if fails else 1)
+    assert caplog.messages == ["a claim was left to its lease"] * fails
+    # Python warns of what never began, here and not in another test.
+    del task
+    gc.collect()

@@ -106,6 +106,13 @@ def test_exponential_delays_grow_up_to_a_bound() -> None:
         (Batching, {"max_delay": -1}, "max_delay"),
         (Batching, {"max_delay": 4000}, "max_delay"),
         (Batching, {"max_delay": "1"}, "max_delay"),
+        # Whole numbers that no float can hold.
+        (RetryPolicy, {"schedule": (10**400,)}, r"schedule\[0\]"),
+        (RetryPolicy, {"max_retry_after": 10**400}, "max_retry_after"),
+        (CircuitBreaker, {"open_for": 10**400}, "open_for"),
+        (CircuitBreaker, {"window": -(10**400)}, "window"),
+        (RateLimit, {"per_second": 10**400}, "per_second"),
+        (Batching, {"max_delay": 10**400}, "max_delay"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_by_name(make, values, named) -> None:
@@ -194,6 +201,33 @@ def test_what_began_before_it_opened_says_nothing_about_it() -> None:
     assert breaker.failed(circuit, 1.0, chance=0.5) == circuit
 
 
+def test_it_stays_open_no_longer_than_it_was_opened_for_if_the_clock_is_set_back() -> None:
+    breaker = CircuitBreaker(failures=1, open_for=0.5)
+    circuit = breaker.failed(Circuit(), 5000, chance=1.0)
+    assert breaker.wait(circuit, 5000) == pytest.approx(0.6)
+    # Clocks of processes differ a little.
+    assert breaker.wait(circuit, 4999.5) == pytest.approx(1.1)
+    assert breaker.wait(circuit, 1400) == 0
+    probed = breaker.try_out(circuit, 1400, probe="a", lease=20)
+    assert breaker.wait(probed, 1400) == 20
+    assert breaker.wait(probed, 300) == 0
+
+
+def test_how_long_an_older_version_opened_it_for_is_not_known() -> None:
+    circuit = Circuit.from_json(b'{"phase":"open","until":3600.0}')
+    assert CircuitBreaker().wait(circuit, 0) == 3600
+
+
+def test_that_it_is_disabled_is_noted_once_an_hour() -> None:
+    breaker = CircuitBreaker()
+    circuit = breaker.disabled(Circuit(), 1000, "Gone")
+    assert breaker.noted(circuit, 4599) is circuit
+    assert breaker.noted(circuit, 4600) == attrs.evolve(circuit, noted_at=4600)
+    # The clock was set back.
+    assert breaker.noted(circuit, 999) == attrs.evolve(circuit, noted_at=999)
+    assert breaker.noted(Circuit(), 10**6) == Circuit()
+
+
 def test_it_is_disabled_after_ten_probes_that_failed_in_a_row() -> None:
     breaker = CircuitBreaker()
     circuit, now = failing(breaker, Circuit(), 5), 0.0
@@ -217,7 +251,7 @@ def test_it_is_never_disabled_if_so_asked() -> None:
 
 def test_only_a_dead_letter_that_arrives_enables_what_is_disabled() -> None:
     breaker = CircuitBreaker()
-    circuit = breaker.disabled(Circuit(), "Gone")
+    circuit = breaker.disabled(Circuit(), 0.0, "Gone")
     assert breaker.succeeded(circuit, 0.0) == circuit
     assert breaker.failed(circuit, 0.0, chance=0.5) == circuit
     assert breaker.succeeded(circuit, 0.0, redriven=True) == Circuit()
@@ -265,6 +299,8 @@ def test_its_rate_is_that_of_the_last_window_and_no_event_older_counts(steps) ->
         Circuit,
         phase=st.sampled_from(["closed", "open", "half_open", "disabled"]),
         until=st.floats(-1e12, 1e12),
+        lasts=st.floats(0, 1e12),
+        noted_at=st.floats(-1e12, 1e12),
         probe=st.text(),
         failures=st.integers(0, 10**9),
         reopened=st.integers(0, 10**9),
@@ -289,6 +325,10 @@ def test_a_circuit_goes_to_json_and_back(circuit) -> None:
         b'{"phase":"melted"}',
         b'{"until":"x"}',
         b'{"until":NaN}',
+        b'{"until":1%s}' % (b"0" * 400),
+        b'{"lasts":"x"}',
+        b'{"noted_at":Infinity}',
+        b'{"window":[[1%s,1,1]]}' % (b"0" * 400),
         b'{"failures":-1}',
         b'{"failures":true}',
         b'{"reopened":"x"}',
@@ -329,7 +369,7 @@ def test_a_breaker_never_leaves_its_table(steps) -> None:
         elif step == "fail":
             circuit = breaker.failed(circuit, now, chance=0.5, probe=circuit.probe)
         elif step == "gone":
-            circuit = breaker.disabled(circuit, "Gone")
+            circuit = breaker.disabled(circuit, now, "Gone")
         elif step == "redrive":
             circuit = breaker.succeeded(circuit, now, redriven=True, probe="nobody")
         elif circuit.phase in {"open", "half_open"}:

@@ -64,6 +64,7 @@ def test_send_has_to_be_written() -> None:
         ("timeout", True, TypeError),
         ("timeout", 0, ValueError),
         ("timeout", math.inf, ValueError),
+        ("timeout", 10**400, ValueError),
         ("timeout", math.nan, ValueError),
         ("retry", (1, 2), TypeError),
         ("breaker", False, TypeError),

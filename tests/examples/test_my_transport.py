@@ -1,8 +1,9 @@
 """The example of a transport of one's own, with a real mail server that misbehaves."""
 
+import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,14 +176,95 @@ async def test_a_session_without_an_address_is_refused(
         await manager.create_session({"delivery_method": "email", "options": options})
 
 
-def test_the_program_tells_what_became_of_its_mails(mail: Any) -> None:
+# The program.
+
+SUBJECTS = ["thinking", "progress", "completion"]
+AWAY = "mail 1, attempt 1: ConnectionRefusedError"
+
+
+@pytest.fixture
+def run(mail: Any, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start the program, on the one file and mail server of the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        address, file = f"127.0.0.1:{mail.port}", tmp_path / "mails.db"
+        started.append(subprocess.Popen([sys.executable, EXAMPLE, address, TO, file], **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    """Read lines up to one that begins so; at the end of its output the program has failed."""
+    for line in process.stdout or ():
+        if line.startswith(text):
+            return
+    _, errors = process.communicate()
+    raise AssertionError(f"no line begins with {text!r}: {errors}")
+
+
+def test_the_program_tells_what_became_of_its_mails(mail: Any, run: Any) -> None:
+    mail.answers = [("DATA", "451 try later")]
+    process = run()
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].startswith("mail 1, attempt 1: Retry: 451")
+    sent = ["mail 1, attempt 2: sent", "mail 2, attempt 1: sent", "mail 3, attempt 1: sent"]
+    assert lines[1:4] == sent
+    assert "events_sent=3, events_delivered=3, events_failed=0" in lines[4]
+    assert [each["Subject"] for each in mail.mails] == SUBJECTS
+
+
+def test_the_program_waits_for_a_server_that_is_away(mail: Any, run: Any) -> None:
+    mail.stop()
+    process = run()
+    read_until(process, AWAY)
+    mail.start()
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (0, "")
+    assert "events_delivered=3, events_failed=0" in output
+    assert [each["Subject"] for each in mail.mails] == SUBJECTS
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL], ids=lambda way: way.name)
+def test_the_program_goes_on_when_it_is_run_again(mail: Any, run: Any, way: int) -> None:
+    mail.stop()
+    process = run()
+    read_until(process, AWAY)
+    process.send_signal(way)
+    _, errors = process.communicate(timeout=50)
+    if way == signal.SIGINT:
+        assert process.returncode == 1
+        assert "run this again to go on" in errors
+        assert "Traceback" not in errors
+    mail.start()
+    process = run()
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (0, "")
+    assert "events_sent=3, events_delivered=3, events_failed=0" in output
+    assert [each["Subject"] for each in mail.mails] == SUBJECTS
+
+
+def test_the_program_tells_what_was_given_up(mail: Any, run: Any) -> None:
+    mail.refused.add(TO)
+    process = run()
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (0, "")
+    assert "events_sent=3, events_delivered=0, events_failed=3" in output
+    assert "given up: Gone: 550 5.1.1 no such mailbox" in output
+    assert not mail.mails
+
+
+@pytest.mark.parametrize("arguments", [[], ["localhost:25"], ["a", "b", "c", "d"]], ids=len)
+def test_without_its_arguments_the_program_says_how_it_is_used(arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, EXAMPLE, f"127.0.0.1:{mail.port}", TO],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
+        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "events_sent=3, events_delivered=3, events_failed=0" in done.stdout
-    assert [each["Subject"] for each in mail.mails] == ["thinking", "progress", "completion"]
+    usage = "usage: python my_transport.py HOST[:PORT] ADDRESS [FILE]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", usage)

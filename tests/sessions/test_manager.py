@@ -45,6 +45,7 @@ from callbackkit.testing.clock import ManualClock
 from tests.sessions.rig import (
     PATIENCE,
     Told,
+    ToldStore,
     emit_numbers,
     numbers_of,
     rest,
@@ -1170,6 +1171,54 @@ async def test_what_a_transport_takes_only_when_named_is_kept_and_not_owed():
     assert mine == ["progress"]
 
 
+async def test_whoever_emits_need_not_have_the_transport_to_know_what_it_takes():
+    """A process that serves clients, and another one that delivers."""
+    store = MemoryStore()
+    transport = Told(only_when_named=frozenset({"streaming_chunk"}))
+    here, there = CallbackManager(store), CallbackManager(store, transports=[transport])
+    session = await there.create_session({"delivery_method": "told"})
+    twin = await here.get_session(session.id)
+    await twin.streaming_chunk("tok")
+    await twin.progress(1)
+    assert (await twin.stats()).events_sent == 1
+    async with here:
+        await anyio.to_thread.run_sync(
+            lambda: twin.emit_soon("streaming_chunk", {"text": "tok"}).result(5)
+        )
+    assert (await twin.stats()).events_sent == 1
+
+
+@pytest.mark.parametrize("text", ["", "x" * 256, "\ud800"])
+async def test_an_owner_or_key_that_can_not_be_stored_as_it_is_is_refused(text: str):
+    manager = CallbackManager()
+    session = await manager.create_session(owner="x" * 255)
+    with pytest.raises(ValueError, match=r"^owner (must have 1 to 255|holds half)"):
+        await manager.create_session(owner=text)
+    with pytest.raises(ValueError, match=r"^idempotency_key (must have 1 to 255|holds half)"):
+        await session.emit("step", {}, idempotency_key=text)
+    with pytest.raises(ValueError, match=r"^idempotency_key (must have 1 to 255|holds half)"):
+        session.emit_soon("step", {}, idempotency_key=text)
+    with pytest.raises(TypeError, match="idempotency_key must be a string, not int"):
+        await session.emit("step", {}, idempotency_key=5)  # type: ignore[arg-type]
+    assert (await session.stats()).events_sent == 0
+    assert await session.emit("step", {}, idempotency_key="ключ") is not None
+
+
+async def test_a_session_that_is_read_does_not_expire_though_another_process_looks():
+    """Its reader is told of every second, if its time to live is short."""
+    clock = ManualClock(1e9)
+    store = ToldStore(clock=clock)
+    reads, sweeps = CallbackManager(store), CallbackManager(store)
+    session = await reads.create_session({"ttl": 2.0})
+    async with reads, session.subscribe():
+        for _ in range(3):
+            told = store.log.count("touch")
+            await until(lambda told=told: store.log.count("touch") > told)
+            clock.advance(1.5)
+            await sweeps.store.sweep()
+        assert (await reads.get_session(session.id)).id == session.id
+
+
 async def test_a_session_that_is_pushed_can_be_read_too():
     transport = Told()
     async with CallbackManager(transports=[transport]) as manager:
@@ -1301,8 +1350,8 @@ def test_many_sessions_expire_and_leave_nothing_behind():
     assert anyio.run(manager.stats).total_sessions == 0
     assert store.largest == 100
     assert turns >= 500
-    # A slice takes about a millisecond; the bound is for machines that are busy.
-    assert sorted(store.took)[len(store.took) // 2] < 0.01
+    # A slice takes about a millisecond. On a machine that is busy a few may be interrupted.
+    assert sorted(store.took)[len(store.took) * 99 // 100] < 0.01
 
 
 class SlicedStore(MemoryStore):

@@ -33,7 +33,12 @@ def readers(store: TouchedStore) -> Readers:
     return Readers(store, 2)
 
 
-def reader(readers: Readers, session_id: str = "s", kind: str = "subscriber") -> Subscription:
+def reader(
+    readers: Readers,
+    session_id: str = "s",
+    kind: str = "subscriber",
+    ttl: float | None = 60.0,
+) -> Subscription:
     return Subscription(
         readers._store,
         readers,
@@ -41,6 +46,7 @@ def reader(readers: Readers, session_id: str = "s", kind: str = "subscriber") ->
         after=None,
         types=None,
         kind=kind,
+        ttl=ttl,
         notes_reading=True,
         decode=bytes,
     )
@@ -107,11 +113,22 @@ async def test_sessions_that_are_being_read_are_touched_when_asked(
 ):
     kept = [reader(readers, "a"), reader(readers, "b")]
     readers.note("b", 4)
-    await readers.flush(touch=True)
+    await readers.flush(touch="all")
     await readers.flush()
     kept[0].close()
-    await readers.flush(touch=True)
+    await readers.flush(touch="all")
     assert store.touches == [{"a": None, "b": 4}, {"b": None}]
+
+
+async def test_sessions_that_expire_soon_are_touched_more_often_and_others_never(
+    readers: Readers, store: TouchedStore
+):
+    kept = [reader(readers, "a", ttl=2.0), reader(readers, "b"), reader(readers, "c", ttl=None)]
+    await readers.flush(touch="short")
+    await readers.flush(touch="all")
+    await readers.flush()
+    assert store.touches == [{"a": None}, {"a": None, "b": None}]
+    del kept
 
 
 async def test_what_a_store_could_not_be_told_is_told_next_time(
@@ -126,7 +143,7 @@ async def test_what_a_store_could_not_be_told_is_told_next_time(
     readers.note("b", 2)
     store.before["touch"] = fails
     with pytest.raises(StoreError):
-        await readers.flush(touch=True)
+        await readers.flush(touch="all")
     del store.before["touch"]
     await readers.flush()
     assert store.touches == [{"a": 9, "b": 2}]

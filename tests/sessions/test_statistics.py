@@ -16,6 +16,7 @@ RECORD = SessionRecord(
     config=b"{}",
     method="sse",
     pushes=False,
+    unowed=(),
     state="active",
     created_at=0.0,
     epoch="e",

@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import attrs
 from hypothesis import given, strategies as st
@@ -6,10 +8,11 @@ from hypothesis import given, strategies as st
 from callbackkit.stores.agenda import Agenda, SortedIds
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=True)
 class Thing:
     due_at: float | None = None
     listed_at: float = math.inf
+    entry: list[object] = attrs.field(factory=list)
 
 
 def taken(agenda: Agenda[Thing], now: float) -> list[Thing]:
@@ -88,6 +91,36 @@ def test_it_agrees_with_a_table_of_times(steps: list[tuple[int, int | None, int]
         assert agenda.first_at() == min(left, default=math.inf)
 
 
+def test_what_is_brought_forward_or_taken_off_leaves_nothing_that_lives_or_grows() -> None:
+    """A session with a time to live of years may end, and go, at once."""
+    agenda: Agenda[Thing] = Agenda()
+    alive = []
+    for number in range(10_000):
+        thing = Thing()
+        agenda.put(thing, 1e9)
+        agenda.put(thing, float(number))
+        assert agenda.pop(float(number)) is thing
+        agenda.put(thing, 1e9)
+        agenda.discard(thing)
+        alive.append(weakref.ref(thing))
+        del thing
+        assert len(agenda) == 0
+    assert len(agenda._heap) < 200
+    gc.collect()
+    assert not [ref for ref in alive if ref() is not None]
+
+
+def test_a_thing_that_was_taken_off_can_be_put_on_again() -> None:
+    agenda: Agenda[Thing] = Agenda()
+    thing = Thing()
+    agenda.put(thing, 5.0)
+    agenda.discard(thing)
+    assert agenda.pop(9.0) is None
+    agenda.put(thing, 7.0)
+    assert agenda.first_at() == 7.0
+    assert agenda.pop(9.0) is thing
+
+
 def test_ids_come_in_order_from_behind_one() -> None:
     ids = SortedIds()
     for each in "dbac":
@@ -112,4 +145,4 @@ def test_ids_agree_with_a_sorted_set(steps: list[tuple[bool, int]]) -> None:
             model.discard(each)
         assert list(ids.after(None)) == sorted(model)
         assert list(ids.after("10")) == sorted(one for one in model if one > "10")
-    assert len(ids._ids) <= 2 * len(model) + 1
+    assert len(ids._ids) == len(model)

@@ -24,8 +24,9 @@ def test_the_id_of_a_delivery_names_where_it_begins() -> None:
 def test_a_session_record_shows_no_secret() -> None:
     record = SessionRecord(
         id="s1", token_hash=b"hash-of-it", owner=None, config=b'{"webhook_secret":"whsec_x"}',
-        method="sse", pushes=False, state="active", created_at=0.0, epoch="e1", first=1, top=3,
-        cursor=0, sent=3, delivered=0, failed=0, expired=0, queued=3, retries=0,
+        method="sse", pushes=False, unowed=(), state="active",
+        created_at=0.0, epoch="e1", first=1, top=3, cursor=0, sent=3,
+        delivered=0, failed=0, expired=0, queued=3, retries=0,
     )  # fmt: skip
     assert "whsec" not in repr(record)
     assert "hash-of-it" not in repr(record)

@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+import tracemalloc
 
 import anyio
 import pytest
@@ -120,3 +121,37 @@ async def test_sessions_that_are_gone_leave_nothing() -> None:
     totals = await store.totals()
     assert (totals.sessions, totals.queued) == (0, 0)
     assert totals.sent == totals.delivered + totals.expired
+
+
+@pytest.mark.parametrize("way", ["ended", "deleted"])
+async def test_sessions_that_are_over_before_their_time_to_live_leave_nothing(way: str) -> None:
+    """A stranger may ask for a long one, again and again."""
+    before = sessions_alive()
+    clock = ManualClock(1e9)
+    store = MemoryStore(clock=clock)
+    for n in range(500):
+        await store.create_session(new(str(n), ttl=1e6))
+        await store.append(str(n), "progress", BODY)
+        if way == "ended":
+            await store.end_session(str(n), linger=5)
+        else:
+            await store.delete_session(str(n), linger=5)
+    clock.advance(6)
+    while (await store.sweep(limit=100)).has_more:
+        pass
+    assert sessions_alive() <= before
+    assert len(store._checks._heap) < 100
+
+
+async def test_a_key_keeps_no_body_in_memory() -> None:
+    store = MemoryStore(clock=ManualClock(1e9))
+    await store.create_session(new("s", retention=Retention(max_events=1)))
+    gc.collect()
+    tracemalloc.start()
+    for n in range(100):
+        await store.append("s", "progress", b"x" * 100_000, key=str(n))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
+    again = await store.append("s", "progress", b"x" * 100_000, key="7")
+    assert (again.record.seq, again.record.body) == (8, b"x" * 100_000)

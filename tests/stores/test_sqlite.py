@@ -6,14 +6,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
 import pytest
 
-from callbackkit.errors import LimitError, StoreError, StoreUnavailableError, UnknownSessionError
+from callbackkit.errors import (
+    LeaseLostError,
+    LimitError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownSessionError,
+)
 from callbackkit.events import Position
-from callbackkit.stores.base import LETTER_KEPT, NewSession, Retention
+from callbackkit.stores.base import KEY_KEPT, LETTER_KEPT, Claim, NewSession, Retention
 from callbackkit.stores.sqlite import SQLiteStore
 from callbackkit.testing import ManualClock
 from callbackkit.testing.stores import check_store
@@ -331,6 +338,7 @@ async def test_dead_letters_of_an_expired_session_are_forgotten_one_by_one(path:
     await store.sweep()
     with pytest.raises(UnknownSessionError):
         await store.dead_letters("s")
+    assert (rows(path, "session"), rows(path, "letter_record")) == (0, 0)
     await store.aclose()
 
 
@@ -356,7 +364,241 @@ async def test_there_is_a_most_of_idempotency_keys(store: SQLiteStore, path: Pat
     await store.append("s", "progress", BODY)
 
 
+async def test_a_key_that_is_used_again_before_a_sweep_is_counted_once(path: Path) -> None:
+    clock = ManualClock(start=1e9)
+    store = SQLiteStore(path, clock=clock)
+    await store.create_session(new(ttl=None))
+    for _ in range(3):
+        assert (await store.append("s", "progress", BODY, key="k")).is_new
+        assert not (await store.append("s", "progress", BODY, key="k")).is_new
+        clock.advance(KEY_KEPT)
+    await store.append("s", "progress", BODY, key="other")
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT keys FROM log").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM idempotency").fetchone() == (2,)
+
+
+# What is kept.
+
+
+async def test_what_is_not_owed_outlives_the_process(path: Path) -> None:
+    types = ("progress", "a'b", "\ud800")
+    store = SQLiteStore(path)
+    await store.create_session(new(unowed=types))
+    await store.aclose()
+    assert (await store.get_session("s")).unowed == types
+    assert [session.unowed for session in await store.sessions()] == [types]
+    assert (await store.end_session("s", linger=60)).unowed == types
+    await store.aclose()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+async def test_age_counts_again_after_only_the_newest_was_left(path: Path, count: int) -> None:
+    clock = ManualClock(start=1e9)
+    store = SQLiteStore(path, clock=clock)
+    await store.create_session(new(ttl=None, retention=Retention(max_age=60)))
+    await store.append("s", "progress", BODY)
+    clock.advance(70)
+    await store.sweep()
+    assert await numbers(store) == [1]
+    for _ in range(count - 1):
+        clock.advance(1)
+        await store.append("s", "progress", BODY)
+    clock.advance(100)
+    await store.sweep()
+    assert await numbers(store) == [count]
+    await store.aclose()
+
+
+async def test_a_log_of_one_record_asks_for_no_look(path: Path) -> None:
+    clock = ManualClock(start=1e9)
+    store = SQLiteStore(path, clock=clock)
+    await store.create_session(new(ttl=None, retention=Retention(max_age=60)))
+    await store.append("s", "progress", BODY)
+    clock.advance(70)
+    assert not (await store.sweep(limit=1)).has_more
+    await store.append("s", "progress", BODY)
+    assert (await store.sweep(limit=1)).has_more
+    assert await numbers(store) == [2]
+    await store.aclose()
+
+
+async def claim_one(store: SQLiteStore) -> Claim:
+    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    return claim
+
+
+def pushing(**options) -> NewSession:
+    return new(pushes=True, method="m", ttl=None, **options)
+
+
+@pytest.mark.parametrize("verb", ["ack", "park"])
+@pytest.mark.parametrize("lease", [None, 60.0])
+async def test_what_was_kept_to_be_delivered_goes_with_the_delivery(path, verb, lease) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(retention=Retention(max_events=3)))
+    for _ in range(100):
+        await store.append("s", "progress", BODY)
+    claim = await claim_one(store)
+    assert await numbers(store) == list(range(1, 101))
+    for upto, first in ((40, 41), (100, 98)):
+        if verb == "ack":
+            again = await store.ack(claim, upto, None, lease=lease)
+        else:
+            again = await store.park(
+                claim, upto=upto, letter_id=f"{upto}", reason="", attempt=None, lease=lease
+            )
+        assert await numbers(store) == list(range(first, 101))
+        if upto == 40:
+            claim = again or await claim_one(store)
+    await store.aclose()
+
+
+async def test_what_is_too_old_once_it_is_delivered_goes_too(path: Path) -> None:
+    clock = ManualClock(start=1e9)
+    store = SQLiteStore(path, clock=clock)
+    await store.create_session(pushing(retention=Retention(max_age=60)))
+    for _ in range(5):
+        await store.append("s", "progress", BODY)
+    clock.advance(70)
+    await store.sweep()
+    await store.ack(await claim_one(store), 3, None)
+    assert await numbers(store) == [4, 5]
+    await store.aclose()
+
+
+# Dead letters.
+
+
+async def letters(store: SQLiteStore) -> list[tuple[int, ...]]:
+    found = await store.dead_letters("s")
+    return [tuple(record.seq for record in letter.records) for letter in found]
+
+
+def rows(path: Path, table: str) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(count)
+
+
+async def test_at_most_max_pending_dead_letters_are_kept(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(max_pending=3))
+    for number in range(1, 6):
+        await store.append("s", "progress", BODY)
+        await store.park(
+            await claim_one(store), upto=number, letter_id=f"{number}", reason="", attempt=None
+        )
+    assert await letters(store) == [(3,), (4,), (5,)]
+    session = await store.get_session("s")
+    assert (session.failed, session.delivered, (await store.totals()).failed) == (5, 0, 5)
+    assert (rows(path, "letter"), rows(path, "letter_record")) == (3, 3)
+    await store.aclose()
+
+
+async def test_those_of_an_overflow_are_bounded_together_with_others(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(max_pending=2, retention=Retention(max_events=1)))
+    await store.append("s", "progress", BODY)
+    await store.park(await claim_one(store), upto=1, letter_id="x", reason="", attempt=None)
+    for _ in range(6):
+        await store.append("s", "progress", BODY)
+    assert await letters(store) == [(4,), (5,)]
+    session = await store.get_session("s")
+    assert (session.sent, session.failed, session.queued) == (7, 5, 2)
+    assert (rows(path, "letter"), rows(path, "letter_record")) == (2, 2)
+    await store.aclose()
+
+
+async def test_a_dead_letter_that_is_let_go_of_while_it_is_delivered_is_refused(path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(max_pending=1))
+    await store.append("s", "progress", BODY)
+    await store.park(await claim_one(store), upto=1, letter_id="a", reason="", attempt=None)
+    await store.redrive("s")
+    held = await claim_one(store)
+    assert held.letter is not None
+    await store.append("s", "progress", BODY)
+    await store.park(await claim_one(store), upto=2, letter_id="b", reason="", attempt=None)
+    with pytest.raises(LeaseLostError):
+        await store.ack(held, 1, None)
+    assert await letters(store) == [(2,)]
+    assert (await store.get_session("s")).failed == 2
+    await store.aclose()
+
+
+async def test_those_that_were_delivered_after_all_leave_room(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(max_pending=2))
+    for number in (1, 2, 3, 4):
+        await store.append("s", "progress", BODY)
+        await store.park(
+            await claim_one(store), upto=number, letter_id=f"{number}", reason="", attempt=None
+        )
+        if number == 2:
+            await store.redrive("s", ["2"])
+            await store.ack(await claim_one(store), 2, None)
+    # The count of them is right after the file was opened anew, too.
+    await store.aclose()
+    assert await letters(store) == [(3,), (4,)]
+    assert (await store.get_session("s")).failed == 3
+    await store.aclose()
+
+
+async def test_one_of_the_same_id_takes_the_place_of_another_with_its_records(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(pushing(max_pending=2))
+    for upto in (1, 2, 3):
+        await store.append("s", "progress", BODY)
+        letter_id = "same" if upto < 3 else "other"
+        claim = await claim_one(store)
+        await store.park(claim, upto=upto, letter_id=letter_id, reason="", attempt=None)
+    assert await letters(store) == [(2,), (3,)]
+    assert (rows(path, "letter"), rows(path, "letter_record")) == (2, 2)
+    await store.aclose()
+
+
 # What is not there.
+
+
+async def test_an_id_that_utf8_can_not_hold_is_that_of_no_session(store: SQLiteStore) -> None:
+    """A client can ask for it: JSON has a way to write it."""
+    bad = "s\ud800"
+    for verb in (
+        store.get_session(bad),
+        store.end_session(bad, linger=1),
+        store.delete_session(bad, linger=1),
+        store.append(bad, "a", BODY),
+        store.append(bad, "a", BODY, key=bad),
+        store.read(bad),
+        store.tail(bad, limit=1),
+        store.trim(bad, before=1),
+        store.dead_letters(bad),
+        store.redrive(bad),
+        store.attempts(bad),
+    ):
+        with pytest.raises(UnknownSessionError):
+            await verb
+    await store.touch({bad: 1, "s": None})
+    assert await store.sessions(owner=bad) == []
+    assert [each.id for each in await store.sessions(after="\ud800")] == ["s"][1:]
+    assert [each.id for each in await store.sessions(after="a\ud800")] == ["s"]
+    assert await store.dead_letters("s", after=bad) == []
+
+
+@pytest.mark.parametrize("name", ["id", "owner"])
+async def test_a_session_of_such_a_name_is_refused(store: SQLiteStore, name: str) -> None:
+    options: dict[str, str] = {"id": "t", "owner": "me", name: "\udfff"}
+    with pytest.raises(ValueError, match=f"{name} must be text"):
+        await store.create_session(NewSession(token_hash=b"hash", **options))  # type: ignore[arg-type]
+    assert (await store.totals()).sessions == 1
+
+
+async def test_a_key_may_be_any_text(store: SQLiteStore) -> None:
+    first = await store.append("s", "progress", BODY, key="\ud800")
+    assert await store.append("s", "progress", BODY, key="\ud800") == first._replace(is_new=False)
+    assert (await store.append("s", "progress", BODY, key="\ud801")).is_new
 
 
 async def test_an_unknown_session_is_told_by_every_verb(store: SQLiteStore) -> None:

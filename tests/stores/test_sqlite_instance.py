@@ -5,16 +5,22 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 import anyio
 import pytest
 
-from callbackkit.errors import LeaseLostError
+from callbackkit.errors import LeaseLostError, StoreError, StoreUnavailableError
 from callbackkit.stores.base import NewSession
 from callbackkit.stores.sqlite import SQLiteStore
 from callbackkit.stores.sqlite_instance import Instance
+from callbackkit.stores.sqlite_place import Place
+from callbackkit.stores.sqlite_poller import Poller
+from callbackkit.stores.sqlite_presence import Presence
+from callbackkit.stores.sqlite_schema import connect
 
 BODY = b'{"conversation_id":null,"data":{},"metadata":{}}'
 
@@ -193,6 +199,161 @@ async def test_a_claim_from_before_is_refused_in_a_copy(path: Path, tmp_path: Pa
     await copy.aclose()
 
 
+# The write-ahead log of a process that was killed.
+
+DIES_AFTER_APPENDING = """
+import os, sys
+import anyio
+from callbackkit.stores.sqlite import SQLiteStore
+
+async def main():
+    store = SQLiteStore(sys.argv[1])
+    for _ in range(30):
+        await store.append("s", "progress", b"x" * 500)
+    os._exit(137)
+
+anyio.run(main)
+"""
+
+
+def append_and_die(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DIES_AFTER_APPENDING, str(path)], capture_output=True, check=False
+    )
+    assert done.returncode == 137, done.stderr
+    assert os.stat(f"{path}-wal").st_size > 0
+
+
+def back_up(path: Path) -> Path:
+    backup = path.with_name("backup")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM INTO ?", (str(backup),))
+    return backup
+
+
+def copy_all(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for each in path.parent.glob("events.db*"):
+        shutil.copy2(each, folder)
+    return folder / path.name
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in path.parent.glob("events.db*")}
+
+
+async def count(path: Path) -> int:
+    store = SQLiteStore(path)
+    found = len((await store.read("s", limit=1000)).records)
+    await store.aclose()
+    return found
+
+
+async def refuse(path: Path) -> None:
+    """Hold that a store refuses its file, and changes nothing."""
+    before = contents(path)
+    store = SQLiteStore(path)
+    for verb in (store.start, store.totals, store.health):
+        with pytest.raises(StoreError, match=r"not the file that was here last.*-wal.*-instance"):
+            await verb()
+    await store.aclose()
+    assert contents(path) == before
+
+
+async def test_a_backup_beside_the_log_of_a_killed_process_is_refused_unharmed(path: Path) -> None:
+    """SQLite would play the log over it."""
+    before = await epochs(path)
+    backup = back_up(path)
+    append_and_die(path)
+    backup.replace(path)
+    await refuse(path)
+    os.unlink(f"{path}-wal")
+    os.unlink(f"{path}-shm")
+    assert all_differ(before, await epochs(path))
+    assert await count(path) == 1
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_files_that_are_moved_together_lose_nothing(path: Path, tmp_path: Path) -> None:
+    before = await epochs(path)
+    append_and_die(path)
+    moved = copy_all(path, tmp_path / "folder")
+    await refuse(moved)
+    os.unlink(f"{moved}-instance")
+    assert all_differ(before, await epochs(moved))
+    assert await count(moved) == 31
+
+
+async def test_a_killed_process_is_no_reason_to_refuse(path: Path) -> None:
+    before = await epochs(path)
+    append_and_die(path)
+    assert await epochs(path) == before
+    assert await count(path) == 31
+
+
+async def test_beside_an_empty_log_a_backup_is_taken(path: Path) -> None:
+    before = await epochs(path)
+    back_up(path).replace(path)
+    await anyio.Path(f"{path}-wal").write_bytes(b"")
+    assert all_differ(before, await epochs(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 200])
+async def test_where_nothing_is_known_of_the_file_before_nothing_is_refused(path, content) -> None:
+    before = await epochs(path)
+    append_and_die(path)
+    await anyio.Path(f"{path}-instance").write_bytes(content)
+    assert all_differ(before, await epochs(path))
+    assert await count(path) == 31
+
+
+async def test_a_backup_put_over_a_file_in_use_is_refused_until_its_log_is_removed(path) -> None:
+    store = SQLiteStore(path)
+    await store.append("s", "progress", BODY)
+    backup = back_up(path)
+    await store.append("s", "progress", BODY)
+    before = (await store.get_session("s")).epoch
+    content = backup.read_bytes()
+    backup.replace(path)
+    for verb in (store.append("s", "progress", BODY), store.health()):
+        with pytest.raises(StoreError, match="not the file that was here last"):
+            await verb
+    other = SQLiteStore(path)
+    with store.watch("s"), pytest.raises(StoreError, match="not the file that was here last"):
+        await other.start()
+    assert path.read_bytes() == content
+    os.unlink(f"{path}-wal")
+    os.unlink(f"{path}-shm")
+    appended = await store.append("s", "progress", BODY)
+    assert (appended.record.seq, appended.epoch == before) == (3, False)
+    assert (await other.read("s")).top == 3
+    await other.aclose()
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_readers_and_pollers_do_not_open_such_a_file_either(path: Path) -> None:
+    """Whoever closes it last would write the log into it."""
+    place = Place(str(path), "NORMAL", 5.0, time.time, time.time)
+    backup = back_up(path)
+    append_and_die(path)
+    backup.replace(path)
+    before = contents(path)
+    with pytest.raises(StoreError, match="not the file that was here last"):
+        connect(str(path), mode="rw", synchronous="NORMAL", timeout=1)
+    poller = Poller(place, 0.01)
+    with poller.watch("s") as watch:
+        poller.opened(0)
+        assert await watch.wait(5)
+        # It looks, is refused, and lives.
+        assert not await watch.wait(0.1)
+        assert [each.name for each in threading.enumerate()].count("callbackkit-poll") == 1
+        poller.close()
+    assert contents(path) == before
+
+
 OPEN = """
 import sys, anyio
 from callbackkit.errors import LeaseLostError
@@ -290,6 +451,48 @@ async def test_the_lease_on_a_dead_letter_ends_too(path: Path) -> None:
     await store.aclose()
 
 
+async def test_whoever_waits_for_another_to_open_the_file_is_in_nobodys_way(path: Path) -> None:
+    """The other needs a transaction to get done, and would wait for this one."""
+    presence = Presence(str(path))
+    presence.enter(is_first=True, timeout=5)
+    store = SQLiteStore(path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.start)
+        for _ in range(20):
+            await anyio.sleep(0.01)
+            with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+        presence.share(5)
+    presence.close()
+    await store.append("s", "progress", BODY)
+    await store.aclose()
+
+
+async def test_an_opening_that_never_ends_is_told(path: Path) -> None:
+    presence = Presence(str(path))
+    presence.enter(is_first=True, timeout=5)
+    store = SQLiteStore(path, timeout=0.1)
+    with pytest.raises(StoreUnavailableError, match="was being opened by another process"):
+        await store.start()
+    presence.close()
+    await store.append("s", "progress", BODY)
+    await store.aclose()
+
+
+async def test_an_opening_that_fails_lets_others_in(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        store = SQLiteStore(path, timeout=0.1)
+        with pytest.raises(StoreUnavailableError, match="locked"):
+            await store.start()
+        connection.execute("ROLLBACK")
+    other = SQLiteStore(path, timeout=0.1)
+    await other.start()
+    await store.start()
+    await other.aclose()
+    await store.aclose()
+
+
 async def test_beside_another_process_leases_run_out_by_themselves(path: Path) -> None:
     """The one that holds it may be alive, and in the midst of sending."""
     other = SQLiteStore(path)
@@ -301,10 +504,28 @@ async def test_beside_another_process_leases_run_out_by_themselves(path: Path) -
     await store.aclose()
 
 
+async def test_an_error_of_the_disk_does_not_make_a_process_look_dead(path: Path) -> None:
+    """It lets go of the file and opens it again; what it is delivering is still its own."""
+    store = SQLiteStore(path)
+    assert await claims_of(store) == 1
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE store RENAME TO away")
+        with pytest.raises(StoreError, match="no such table"):
+            await store.append("s", "progress", BODY)
+        connection.execute("ALTER TABLE away RENAME TO store")
+    other = SQLiteStore(path)
+    assert await claims_of(other) == 0
+    await store.append("s", "progress", BODY)
+    await other.aclose()
+    await store.aclose()
+
+
 async def test_a_store_that_opens_its_file_again_ends_no_lease(path: Path) -> None:
     """After an error, say: what it is delivering itself goes on."""
     claim_and_die(path)
-    instance = Instance(str(path))
+    presence = Presence(str(path))
+    presence.enter(is_first=True, timeout=5)
+    instance = Instance(str(path), presence)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         instance.check(connection, is_first=False)
@@ -314,4 +535,4 @@ async def test_a_store_that_opens_its_file_again_ends_no_lease(path: Path) -> No
         instance.check(connection, is_first=True)
         connection.execute("COMMIT")
         assert connection.execute("SELECT is_leased FROM log WHERE due_at > 0").fetchall() == [(0,)]
-    instance.close()
+    presence.close()

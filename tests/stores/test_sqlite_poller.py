@@ -1,11 +1,15 @@
 """Two stores on one file are to each other what two processes are."""
 
+import threading
+import time
 from pathlib import Path
 
 import anyio
 
 from callbackkit.stores.base import NewSession
 from callbackkit.stores.sqlite import SQLiteStore
+from callbackkit.stores.sqlite_place import Place
+from callbackkit.stores.sqlite_poller import Poller
 
 
 async def test_a_time_that_another_process_sets_is_told_of_so_that_it_is_waited_for_here(
@@ -53,3 +57,32 @@ async def test_what_another_process_appends_wakes_who_reads_here(tmp_path: Path)
     finally:
         await here.aclose()
         await there.aclose()
+
+
+def test_a_finalizer_may_begin_a_watch_in_the_midst_of_another(tmp_path: Path, monkeypatch) -> None:
+    """Garbage collection runs anybody's code anywhere, also where the lock is held."""
+    poller = Poller(Place(str(tmp_path / "events.db"), "NORMAL", 5.0, time.time, time.time), 60)
+    poller.opened(0)
+    inner = poller.watch("inner")
+
+    class Thread(threading.Thread):
+        """Made with the lock held; stands for a finalizer."""
+
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            if "inner" not in poller.topics:
+                inner.__enter__()
+
+    def run() -> None:
+        with poller.watch("outer"):
+            inner.__exit__(None, None, None)
+
+    outer = threading.Thread(target=run, daemon=True)
+    monkeypatch.setattr(threading, "Thread", Thread)
+    outer.start()
+    outer.join(10)
+    assert not outer.is_alive()
+    running = [each for each in threading.enumerate() if each.name == "callbackkit-poll"]
+    assert len(running) == 1
+    poller.close()
+    assert not running[0].is_alive()

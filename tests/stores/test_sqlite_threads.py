@@ -128,6 +128,56 @@ async def test_a_task_that_is_cancelled_does_not_wait_for_its_job() -> None:
     await crew.aclose()
 
 
+def test_a_finalizer_may_hand_over_a_job_in_the_midst_of_another() -> None:
+    """Garbage collection runs anybody's code anywhere, also where the lock is held."""
+    workers: list[Doing] = []
+    inner: list[Any] = []
+
+    def new_worker() -> Doing:
+        workers.append(Doing())
+        return workers[-1]
+
+    class Name(str):
+        """Asked for by the thread that is made, with the lock held; stands for a finalizer."""
+
+        def __str__(self) -> str:
+            if not inner:
+                inner.append(crew.do(int))
+                # Up to where it waits.
+                inner[0].send(None)
+            return "test"
+
+    crew = Crew(Name("test"), new_worker)
+
+    def run() -> None:
+        async def main() -> None:
+            assert await crew.do(int) == 0
+            await crew.aclose()
+
+        asyncio.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    inner[0].close()
+    assert len(workers) == 1
+    assert sum(workers[0].batches) == 2
+
+
+async def test_a_thread_that_can_not_be_started_is_told_and_tried_again(monkeypatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    crew = Crew("test", Doing)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await crew.do(int)
+    assert await crew.do(int) == 0
+    await crew.aclose()
+
+
 def test_a_waiter_of_another_kind_is_woken_too() -> None:
     waiter = ThreadWaiter()
     wake_all([waiter])  # type: ignore[list-item]

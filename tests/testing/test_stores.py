@@ -11,6 +11,7 @@ import pytest
 from callbackkit.errors import LeaseLostError
 from callbackkit.stores.base import Store, Watches
 from callbackkit.stores.memory import MemoryStore
+from callbackkit.testing import store_keeping_laws as keeping
 from callbackkit.testing.clock import ManualClock
 from callbackkit.testing.store_bench import Bench, TurningClock, hold, same
 from callbackkit.testing.store_machine import check_machine
@@ -21,6 +22,7 @@ from callbackkit.testing.store_orders import (
     the_end_comes_last,
 )
 from callbackkit.testing.store_room import Room
+from callbackkit.testing.store_session_laws import what_is_not_owed_comes_back
 from callbackkit.testing.stores import check_store, store_laws
 
 backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -95,7 +97,7 @@ def test_a_store_may_refuse_who_is_late_though_nobody_took_over() -> None:
     check_store(lambda clock: RefusesWhatHasRunOut(clock=clock))
 
 
-GOOD = {Awaits, RefusesWhatHasRunOut}
+GOOD = {"Awaits", "RefusesWhatHasRunOut", "KeepsWhatWasSettled"}
 
 
 # One thing broken each.
@@ -348,10 +350,130 @@ class LeavesAClaimOfADeletedSession(MemoryStore):
     async def delete_session(self, session_id, **options):
         session = self._get(session_id)
         owed = session.owed
+        fence = owed.fence if owed else 0
         await super().delete_session(session_id, **options)
-        if owed is not None and owed.fence:
-            owed.fence -= 1
+        if fence:
+            owed.fence = fence
             owed.is_leased = True
+
+
+class ForgetsTheAgeOfALoneRecord(MemoryStore):
+    """Looks at the age of records no more once a sweep found a single one."""
+
+    async def sweep(self, **options):
+        swept = await super().sweep(**options)
+        for session in self._sessions.values():
+            if session.first == session.top:
+                retention = attrs.evolve(session.new.retention, max_age=None)
+                session.new = attrs.evolve(session.new, retention=retention)
+        return swept
+
+
+class KeepsWhatWasSettled(MemoryStore):
+    """Drops what was kept for a delivery only at the next append or sweep."""
+
+    async def _without_shedding(self, settling):
+        self._shed = lambda *_: None
+        try:
+            return await settling
+        finally:
+            del self._shed
+
+
+class KeepsWhatWasDelivered(KeepsWhatWasSettled):
+    async def ack(self, *args, **options):
+        return await self._without_shedding(super().ack(*args, **options))
+
+
+class KeepsWhatWasGivenUp(KeepsWhatWasSettled):
+    async def park(self, *args, **options):
+        return await self._without_shedding(super().park(*args, **options))
+
+
+class KeepsEveryLetter(MemoryStore):
+    def _bury(self, session, *args):
+        new = session.new
+        session.new = attrs.evolve(new, max_pending=1_000_000)
+        super()._bury(session, *args)
+        session.new = new
+
+
+class CountsLettersThatAreKept(MemoryStore):
+    def _bury(self, session, *args):
+        before = dict(session.letters or {})
+        super()._bury(session, *args)
+        for letter_id in before.keys() - (session.letters or {}).keys():
+            count = len(before[letter_id].letter.records)
+            session.failed -= count
+            self._failed -= count
+
+
+class LetsGoOfTheNewestLetter(MemoryStore):
+    def _bury(self, session, *args):
+        if len(session.letters or ()) < session.new.max_pending:
+            super()._bury(session, *args)
+        else:
+            session.failed += len(args[0])
+            self._failed += len(args[0])
+
+
+class BoundsTheLettersOfAll(MemoryStore):
+    def _bury(self, session, *args):
+        super()._bury(session, *args)
+        having = [each for each in self._sessions.values() if each.letters]
+        if sum(len(each.letters) for each in having) > session.new.max_pending:
+            letters = having[0].letters
+            self._let_go(letters.pop(next(iter(letters))))
+
+
+class LeavesAClaimOfALetter(MemoryStore):
+    """Lets go of a dead letter, and not of whoever delivers it."""
+
+    def _held(self, claim):
+        session = self._sessions.get(claim.session_id)
+        if session and claim.letter and claim.letter.id not in (session.letters or {}):
+            return session.owed
+        return super()._held(claim)
+
+
+class LeavesALetterDue(MemoryStore):
+    """Lets go of a dead letter, and has it delivered all the same."""
+
+    def _bury(self, session, *args):
+        letters = list((session.letters or {}).values())
+        super()._bury(session, *args)
+        for owed in letters:
+            if owed.letter.id not in session.letters and owed.letter.is_due:
+                self._owe(owed, 0.0)
+
+
+class AnswersOldKeysUntilASweep(MemoryStore):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.known = {}
+
+    async def append(self, session_id, *args, key=None, **options):
+        if (known := self.known.get((session_id, key))) is not None:
+            return known._replace(is_new=False)
+        appended = await super().append(session_id, *args, key=key, **options)
+        if key is not None:
+            self.known[session_id, key] = appended
+        return appended
+
+    async def sweep(self, **options):
+        self.known.clear()
+        return await super().sweep(**options)
+
+
+class ForgetsWhatIsNotOwed(MemoryStore):
+    async def create_session(self, new, **options):
+        return await super().create_session(attrs.evolve(new, unowed=()), **options)
+
+
+class KeepsEndedSessionsForTheirTtl(MemoryStore):
+    async def end_session(self, session_id, *, linger):
+        ttl = self._get(session_id).new.ttl or 0
+        return await super().end_session(session_id, linger=max(linger, ttl))
 
 
 class IsSlow(MemoryStore):
@@ -368,8 +490,8 @@ class HoldsNothing(MemoryStore):
 
 BROKEN = [
     each
-    for each in MemoryStore.__subclasses__()
-    if each.__module__ == __name__ and each not in GOOD
+    for each in (*MemoryStore.__subclasses__(), *KeepsWhatWasSettled.__subclasses__())
+    if each.__module__ == __name__ and each.__name__ not in GOOD
 ]
 
 
@@ -377,6 +499,29 @@ BROKEN = [
 def test_a_broken_store_is_found(broken: type[MemoryStore]) -> None:
     with pytest.raises(AssertionError, match=r"a law of Store is broken: .*\n"):
         check_store(lambda clock: broken(clock=clock), patience=0.2, examples=5)
+
+
+OF_KEEPING = [
+    (ForgetsTheAgeOfALoneRecord, keeping.age_goes_on_after_a_lone_record),
+    (KeepsWhatWasDelivered, keeping.what_was_delivered_is_let_go_of),
+    (KeepsWhatWasGivenUp, keeping.what_was_given_up_is_let_go_of),
+    (KeepsEveryLetter, keeping.letters_are_bounded),
+    (CountsLettersThatAreKept, keeping.letters_are_bounded),
+    (LetsGoOfTheNewestLetter, keeping.letters_are_bounded),
+    (BoundsTheLettersOfAll, keeping.letters_are_bounded_each_session),
+    (LeavesAClaimOfALetter, keeping.a_letter_let_go_of_is_not_due),
+    (LeavesALetterDue, keeping.a_letter_let_go_of_is_not_due),
+    (AnswersOldKeysUntilASweep, keeping.an_old_key_is_new),
+    (ForgetsWhatIsNotOwed, what_is_not_owed_comes_back),
+    (KeepsEndedSessionsForTheirTtl, keeping.an_ended_session_leaves_nothing),
+]
+
+
+@pytest.mark.parametrize(("broken", "law"), OF_KEEPING)
+def test_what_is_kept_too_long_is_found_by_its_law(broken: type[MemoryStore], law) -> None:
+    room().check(law)
+    with pytest.raises(AssertionError, match=r"a law of Store is broken: .*\n"):
+        room(broken).check(law)
 
 
 def test_the_message_names_the_law_and_what_is_wrong() -> None:
@@ -407,6 +552,9 @@ FOUND_BY_THE_MACHINE = [
     ForgetsBounds,
     GoesBack,
     IgnoresKeys,
+    KeepsEveryLetter,
+    KeepsWhatWasDelivered,
+    KeepsWhatWasGivenUp,
     LosesLetters,
     ReadsTooMuch,
     RedrivesTired,
@@ -418,7 +566,7 @@ FOUND_BY_THE_MACHINE = [
 @pytest.mark.parametrize("broken", FOUND_BY_THE_MACHINE)
 def test_random_sequences_find_it_too(broken: type[MemoryStore]) -> None:
     with pytest.raises(AssertionError, match="random sequences of verbs"):
-        check_machine(room(broken), examples=400, shrink=False)
+        check_machine(room(broken), examples=2_000, shrink=False)
 
 
 def test_the_sequence_is_in_the_message() -> None:
