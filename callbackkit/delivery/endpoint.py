@@ -121,9 +121,10 @@ class Endpoint:
 
         The longer nobody left, the longer: who hangs is not asked about all the time.
         """
-        duration = self._duration
-        if self._left_at > -math.inf:
-            duration = max(duration, now - self._left_at)
+        if self._left_at == -math.inf:
+            # From here on it counts that nobody leaves, though nobody ever has.
+            self._left_at = now
+        duration = max(self._duration, now - self._left_at)
         most = min(max(8 * duration, 2 * _NEAR), _FAR)
         turn = min(max(self._next_turn, now + _NEAR), now + most)
         self._next_turn = turn + duration / self._concurrency

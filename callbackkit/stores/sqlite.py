@@ -93,7 +93,7 @@ class SQLiteStore(Store):
             if not value > 0:
                 raise ValueError(f"{option} must be above 0, not {value!r}")
         place = Place(
-            path=os.path.abspath(name),
+            path=os.path.realpath(name),
             synchronous=synchronous,
             timeout=timeout,
             clock=clock or steady_time,

@@ -54,6 +54,8 @@ def refuse_foreign_log(path: str) -> None:
     try:
         # In this order: a log with content is younger than the name of its database.
         has_log = os.stat(f"{path}-wal").st_size > 0
+        # Beside an empty file, made by an opening that came no further, SQLite drops the log.
+        has_log = has_log and os.stat(path).st_size > 0
         with open(f"{path}-instance", "rb") as file:
             magic, _, inode, _ = _LAYOUT.unpack(file.read(_LAYOUT.size))
         is_another = magic == _MAGIC and inode != os.stat(path).st_ino

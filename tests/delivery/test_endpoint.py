@@ -253,6 +253,15 @@ async def test_a_state_looked_up_is_fresh_until_the_clock_goes_on_or_back() -> N
 # All of them.
 
 
+def test_one_that_has_never_answered_is_asked_less_and_less_often() -> None:
+    """A process starts while it hangs, with a backlog: nobody has left yet, and nobody does."""
+    place = Endpoints(MemoryStore()).get("new", None, 8)
+    assert max(place.come_back_in(100.0) for _ in range(50)) <= 0.1
+    later = [place.come_back_in(120.0) for _ in range(50)]
+    assert later[-1] > 10
+    assert sorted(later) == later
+
+
 def test_idle_endpoints_are_forgotten_and_used_ones_are_not() -> None:
     endpoints = Endpoints(MemoryStore())
     used = endpoints.get("used", None, 8)

@@ -536,3 +536,31 @@ async def test_a_store_that_opens_its_file_again_ends_no_lease(path: Path) -> No
         connection.execute("COMMIT")
         assert connection.execute("SELECT is_leased FROM log WHERE due_at > 0").fetchall() == [(0,)]
     presence.close()
+
+
+def make_anew(path: Path) -> None:
+    """Put an empty file in the place of a database, with its log beside it."""
+    path.rename(f"{path}.kept")
+    path.touch()
+    assert path.stat().st_ino != Path(f"{path}.kept").stat().st_ino
+    assert Path(f"{path}-wal").stat().st_size > 0
+
+
+async def test_a_file_that_an_opening_had_only_just_made_is_not_refused(path: Path) -> None:
+    """Somebody removed the database after a kill, and the next start was killed as well."""
+    append_and_die(path)
+    make_anew(path)
+    assert await epochs(path) == ()
+
+
+async def test_a_link_to_the_file_is_the_same_store(path: Path, tmp_path: Path) -> None:
+    """Two files beside it would each say that nobody else has it open."""
+    link = tmp_path / "link.db"
+    os.symlink(path, link)
+    first = SQLiteStore(path)
+    assert await claims_of(first) == 1
+    second = SQLiteStore(link)
+    assert await claims_of(second) == 0
+    await first.aclose()
+    await second.aclose()
+    assert "link.db-instance" not in os.listdir(tmp_path)
