@@ -52,7 +52,7 @@ NOT_IN_SANS_IO = {"anyio", "random", "socket", "threading", "time"}
 
 DEPENDENCIES = {"anyio", "attrs", "typing_extensions"}
 # trio is there whenever it runs us, and only then: these import it inside functions.
-KNOWS_TRIO = {"buffer", "dispatch", "streaming", "sessions"}
+KNOWS_TRIO = {"buffer", "dispatch", "streaming"}
 # The one file of a vendor.
 VENDORS = {
     "testing.pytest_plugin": {"pytest"},
@@ -337,6 +337,7 @@ def test_clock_chance_and_sockets_in_the_ground_rooms_are_found(
         ("__init__.py", "import requests"),
         ("dispatch/a.py", "import pydantic"),
         ("dispatch/a.py", "import trio"),
+        ("sessions/manager.py", "def f():\n    import trio"),
         ("delivery/engine.py", "def f():\n    import trio"),
         ("dispatch/a.py", "def f():\n    from httpx2 import Client"),
         ("testing/mock.py", "import pytest"),

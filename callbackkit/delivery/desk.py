@@ -37,7 +37,7 @@ class Desk:
         store: Where deliveries are owed.
         transports: By name.
         endpoints: The endpoints.
-        worker: Who claims, unlike any other.
+        worker: Names the probes of this engine, unlike those of any other.
         places: How many claims are served at the same time; those that wait for a batch do not
             count.
         lease: Seconds of a lease, unless a timeout asks for more.

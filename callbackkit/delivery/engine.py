@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random as chance
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -87,7 +87,7 @@ class DeliveryEngine:
             notify=notify,
             clock=clock,
             random=random,
-            worker=uuid.uuid4().hex,
+            worker=secrets.token_hex(16),
             concurrency=concurrency,
         )
         self._clock = clock
@@ -264,7 +264,6 @@ class DeliveryEngine:
         # Its outcome has to be known, or what it gave would be leased to nobody.
         with anyio.CancelScope(shield=True) as self._claiming:
             return await self._store.claim(
-                desk.worker,
                 methods=methods,
                 limit=min(_MOST_CLAIMS, *(rooms[name] for name in methods)),
                 lease=desk.lease,

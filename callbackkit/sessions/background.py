@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 
-from callbackkit.dispatch.concurrency import on_asyncio
+from callbackkit.dispatch.detached import detach, wait_for_end
 
 __all__ = ["Background"]
 
@@ -31,7 +29,6 @@ class Background:
         self._begun = anyio.Event()
         self._done = anyio.Event()
         self._error: BaseException | None = None
-        # Held here because an event loop holds its tasks weakly.
         self._task: object = None
 
     async def start(self) -> None:
@@ -40,16 +37,7 @@ class Background:
         Raises:
             Exception: What one of the functions raised instead; none of them runs then.
         """
-        if on_asyncio():
-            task = asyncio.create_task(self._run())
-            # A task that is cancelled before its first step runs none of its code.
-            task.add_done_callback(lambda _: self._end())
-            self._task = task
-        else:
-            import trio
-
-            context = contextvars.copy_context()
-            self._task = trio.lowlevel.spawn_system_task(self._run, context=context)
+        self._task = detach(self._run, self._end)
         try:
             await self._begun.wait()
         except BaseException:
@@ -69,16 +57,7 @@ class Background:
             Exception: What one of the functions raised.
         """
         self._scope.cancel()
-        cancellation: BaseException | None = None
-        while not self._done.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._done.wait()
-            except anyio.get_cancelled_exc_class() as exc:
-                # Of asyncio's own, which no shield keeps off.
-                cancellation = exc
-        if cancellation is not None:
-            raise cancellation
+        await wait_for_end(self._done)
         if self._error is not None:
             raise self._error
 

@@ -80,7 +80,8 @@ class Readers:
             reads, self._read = self._read, {}
             if touch != "none":
                 below = _SHORT if touch == "short" else math.inf
-                for session_id, reading in self._open.items():
+                # A copy: the last reader of a session may be let go of while it is looked at.
+                for session_id, reading in list(self._open.items()):
                     if any(each.ttl is not None and each.ttl < below for each in reading):
                         reads.setdefault(session_id, None)
         if not reads:
@@ -97,12 +98,15 @@ class Readers:
     def kinds(self, session_id: str | None = None) -> Counter[str]:
         """Count the open subscriptions of a session, or of all, by what they are read through."""
         with self._lock:
-            wanted = self._open.keys() if session_id is None else self._open.keys() & {session_id}
-            return Counter(each.kind for one in wanted for each in self._open[one])
+            if session_id is None:
+                wanted = list(self._open.values())
+            else:
+                wanted = [self._open[session_id]] if session_id in self._open else []
+            return Counter(each.kind for reading in wanted for each in reading)
 
     def close(self) -> None:
         """End every subscription."""
         with self._lock:
-            subscriptions = [each for reading in self._open.values() for each in reading]
+            subscriptions = [each for reading in list(self._open.values()) for each in reading]
         for each in subscriptions:
             each.close()

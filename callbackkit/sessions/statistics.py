@@ -13,21 +13,20 @@ from callbackkit.stores.base import SessionRecord, Totals
 __all__ = ["ManagerStats", "SessionStats"]
 
 
+@attrs.frozen
 class _Figures(Mapping[str, Any]):
     """Attributes that can be looked up by name too, so that ``dict(stats)`` is what JSON shows."""
 
-    __slots__ = ()
-
     def __getitem__(self, name: str) -> Any:
-        if name not in attrs.fields_dict(type(self)):  # type: ignore[arg-type] # each is one of attrs
+        if name not in attrs.fields_dict(type(self)):
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(attrs.fields_dict(type(self)))  # type: ignore[arg-type] # each is one of attrs
+        return iter(attrs.fields_dict(type(self)))
 
     def __len__(self) -> int:
-        return len(attrs.fields_dict(type(self)))  # type: ignore[arg-type] # each is one of attrs
+        return len(attrs.fields_dict(type(self)))
 
 
 @attrs.frozen(kw_only=True)

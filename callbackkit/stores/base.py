@@ -528,9 +528,7 @@ class Store(ABC):
     # Deliveries.
 
     @abstractmethod
-    async def claim(
-        self, worker: str, *, methods: Collection[str], limit: int, lease: float
-    ) -> Claims:
+    async def claim(self, *, methods: Collection[str], limit: int, lease: float) -> Claims:
         """Claim what is due: entries of sessions, and dead letters to be redriven.
 
         An entry is due when something is owed, no delay of a retry runs and no lease holds. What

@@ -455,9 +455,7 @@ class MemoryStore(Store):
 
     # Deliveries.
 
-    async def claim(
-        self, worker: str, *, methods: Collection[str], limit: int, lease: float
-    ) -> Claims:
+    async def claim(self, *, methods: Collection[str], limit: int, lease: float) -> Claims:
         with self._lock:
             now = self._now()
             claims: list[Claim] = []

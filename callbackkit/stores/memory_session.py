@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import attrs
 
@@ -140,7 +140,8 @@ class Session:
         """Return the records from one number, which is kept, up to before another."""
         shift = self._head - self.first
         stop = None if end is None else end + shift
-        return self._records[begin + shift : stop]  # type: ignore[return-value] # none before _head
+        # Only what stands before _head is None.
+        return cast("list[Record]", self._records[begin + shift : stop])
 
     def at(self, seq: int) -> Record | None:
         """Return a record, or ``None`` if it is not kept."""

@@ -194,9 +194,7 @@ class SQLiteStore(Store):
 
     # Deliveries.
 
-    async def claim(
-        self, worker: str, *, methods: Collection[str], limit: int, lease: float
-    ) -> Claims:
+    async def claim(self, *, methods: Collection[str], limit: int, lease: float) -> Claims:
         return await self._writers.do(deliveries.claim, tuple(methods), limit, lease)
 
     async def renew(self, claim: Claim, *, lease: float, bound: int | None = None) -> Claim:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskStatus
 
-from callbackkit.dispatch.concurrency import on_asyncio
+from callbackkit.dispatch.detached import detach, wait_for_end
 from callbackkit.errors import StreamCancelledError
 from callbackkit.streaming.callback import Callback
 from callbackkit.streaming.ownership import produce
@@ -58,7 +56,6 @@ class Producer(Generic[T]):
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self._value: T | None = None
-        # Held here because an event loop holds its tasks weakly.
         self._task: object = None
 
     @property
@@ -84,16 +81,7 @@ class Producer(Generic[T]):
     async def cancel(self) -> None:
         """Cancel it, and wait until it has ended, whatever comes."""
         self._scope.cancel()
-        cancellation: BaseException | None = None
-        while not self._done.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._done.wait()
-            except anyio.get_cancelled_exc_class() as exc:
-                # Of asyncio's own, which no shield keeps off.
-                cancellation = exc
-        if cancellation is not None:
-            raise cancellation
+        await wait_for_end(self._done)
 
     # The task.
 
@@ -106,16 +94,8 @@ class Producer(Generic[T]):
         """
         if task_group is not None:
             await task_group.start(self._run_in_group, ended)
-        elif on_asyncio():
-            task = asyncio.create_task(self._run())
-            # A task that is cancelled before its first step runs none of its code.
-            task.add_done_callback(lambda _: self._end())
-            self._task = task
         else:
-            import trio
-
-            context = contextvars.copy_context()
-            self._task = trio.lowlevel.spawn_system_task(self._run, context=context)
+            self._task = detach(self._run, self._end)
 
     async def _run_in_group(
         self, ended: Callable[[], None], *, task_status: TaskStatus[None]

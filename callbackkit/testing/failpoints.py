@@ -281,11 +281,9 @@ class FailpointStore(Store):
     async def sweep(self, *, limit: int = 100) -> Swept:
         return await self._pass("sweep", self._inner.sweep, limit=limit)
 
-    async def claim(
-        self, worker: str, *, methods: Collection[str], limit: int, lease: float
-    ) -> Claims:
+    async def claim(self, *, methods: Collection[str], limit: int, lease: float) -> Claims:
         claim = self._inner.claim
-        return await self._pass("claim", claim, worker, methods=methods, limit=limit, lease=lease)
+        return await self._pass("claim", claim, methods=methods, limit=limit, lease=lease)
 
     async def renew(self, claim: Claim, *, lease: float, bound: int | None = None) -> Claim:
         return await self._pass("renew", self._inner.renew, claim, lease=lease, bound=bound)

@@ -106,7 +106,6 @@ class Bench:
 
     async def claim(
         self,
-        worker: str = "one",
         *,
         limit: int = 10,
         lease: float | None = None,
@@ -114,12 +113,12 @@ class Bench:
     ) -> Sequence[Claim]:
         """Claim what is due."""
         lease = self.period if lease is None else lease
-        found = await self.store.claim(worker, methods=methods, limit=limit, lease=lease)
+        found = await self.store.claim(methods=methods, limit=limit, lease=lease)
         return found.claims
 
-    async def claim_one(self, worker: str = "one", *, lease: float | None = None) -> Claim:
+    async def claim_one(self, *, lease: float | None = None) -> Claim:
         """Claim what has to be the one thing that is due."""
-        claims = await self.claim(worker, lease=lease)
+        claims = await self.claim(lease=lease)
         same(len(claims), 1, "how many are due")
         return claims[0]
 

@@ -19,11 +19,11 @@ _LEASE: Final = 10.5
 class DeliveryDriver(StoreDriver):
     """A store and its model, in step, with what is owed."""
 
-    def claim(self, worker: str, limit: int) -> None:
+    def claim(self, limit: int) -> None:
         owing = self.model.owing()
         due = [each for each in owing if each[1].until <= self.now]
         lease = _LEASE if self.has_manual_time else LONG
-        found = self.do(self.bench.store.claim, worker, methods=["push"], limit=limit, lease=lease)
+        found = self.do(self.bench.store.claim, methods=["push"], limit=limit, lease=lease)
         same(len(found.claims), min(limit, len(due)), "how many are claimed")
         for claim in found.claims:
             self.claimed(claim, lease)

@@ -33,11 +33,11 @@ async def nothing_else_is_claimed(bench: Bench) -> None:
     await bench.add("p", 2, owed=False)
     await bench.reads("r", method="push")
     await bench.add("r", 2)
-    found = await bench.store.claim("one", methods=["push"], limit=10, lease=bench.period)
+    found = await bench.store.claim(methods=["push"], limit=10, lease=bench.period)
     same((list(found.claims), found.next_in), ([], None), "claims and next_in")
     await bench.pushes("other", method="mail")
     await bench.add("other")
-    found = await bench.store.claim("one", methods=["push"], limit=10, lease=bench.period)
+    found = await bench.store.claim(methods=["push"], limit=10, lease=bench.period)
     same((list(found.claims), found.next_in), ([], None), "claims and next_in of one method")
     both = await bench.claim(methods=["push", "mail"])
     same([claim.session_id for claim in both], ["other"], "claims of both methods")
@@ -49,9 +49,9 @@ async def claims_are_limited(bench: Bench) -> None:
         await bench.pushes(name)
         await bench.add(name)
     begun = bench.now()
-    first = await bench.store.claim("one", methods=["push"], limit=2, lease=bench.period)
+    first = await bench.store.claim(methods=["push"], limit=2, lease=bench.period)
     same((len(first.claims), first.next_in), (2, 0), "claims and next_in")
-    second = await bench.store.claim("one", methods=["push"], limit=2, lease=bench.period)
+    second = await bench.store.claim(methods=["push"], limit=2, lease=bench.period)
     claimed = sorted(claim.session_id for claim in (*first.claims, *second.claims))
     if bench.now() - begun < bench.period:
         same(claimed, ["a", "b", "c"], "all that was claimed")
@@ -71,7 +71,7 @@ async def it_is_told_when_the_next_falls_due(bench: Bench) -> None:
         [claim] = await bench.claim(methods=[name])
         await bench.store.retry(claim, delay=delay, attempt=None)
     methods = ["late", "soon", "later"]
-    found = await bench.store.claim("one", methods=methods, limit=1, lease=bench.period)
+    found = await bench.store.claim(methods=methods, limit=1, lease=bench.period)
     next_in = found.next_in
     hold(
         bool(found.claims) or (next_in is not None and 0 <= next_in <= bench.period),
@@ -87,11 +87,11 @@ async def a_lease_holds(bench: Bench) -> None:
     begun = bench.now()
     old = await bench.claim_one()
     await bench.let_pass(bench.period * 0.6)
-    claims = await bench.claim("two")
+    claims = await bench.claim()
     if bench.now() - begun < bench.period:
         same(list(claims), [], "claims while the lease holds")
         await bench.let_pass(bench.period * 0.6)
-        claims = await bench.claim("two")
+        claims = await bench.claim()
     same(len(claims), 1, "claims when the lease is over")
     new = claims[0]
     hold(new.fence > old.fence, "the fence is higher", old.fence, new.fence)
@@ -104,7 +104,7 @@ async def who_is_late_is_refused(bench: Bench) -> None:
     await bench.add("p", 3)
     old = await bench.claim_one(lease=bench.period)
     await bench.let_pass(bench.period)
-    new = await bench.claim_one("two", lease=HOUR)
+    new = await bench.claim_one(lease=HOUR)
     await check_refused(bench, old, "taken over")
     same(await bench.store.ack(new, 2, None), None, "what the acknowledgement of the new one gives")
     await check_refused(bench, old, "taken over and settled")
@@ -150,11 +150,11 @@ async def a_lease_is_renewed(bench: Bench) -> None:
     begun = bench.now()
     claim = await bench.store.renew(claim, lease=lease)
     await bench.let_pass(lease * 0.6)
-    taken = await bench.claim("two")
+    taken = await bench.claim()
     if bench.now() - begun < lease:
         same(list(taken), [], "claims while the renewed lease holds")
         await bench.let_pass(lease)
-        taken = await bench.claim("two")
+        taken = await bench.claim()
     same(
         [(each.bound, each.attempts) for each in taken], [(3, 0)], "bound and attempts, taken over"
     )
@@ -176,11 +176,11 @@ async def an_acknowledgement_moves_on(bench: Bench) -> None:
     figures = (session.cursor, session.delivered, session.queued)
     same(figures, (2, 2, 3), "cursor, delivered, queued")
     same(await store.ack(claim, 4, tried(1)), None, "an acknowledgement without a lease")
-    claim = await bench.claim_one("two")
+    claim = await bench.claim_one()
     same(claim.cursor, 4, "what is due at once for anybody")
     rest = await store.ack(claim, 5, tried(1), lease=bench.period)
     same(rest, None, "an acknowledgement of all")
-    found = await store.claim("one", methods=["push"], limit=10, lease=bench.period)
+    found = await store.claim(methods=["push"], limit=10, lease=bench.period)
     same((list(found.claims), found.next_in), ([], None), "what is due when all is delivered")
     same(list(await store.attempts("p")), [tried(1)] * 3, "the attempts")
     await bench.add("p")
@@ -197,11 +197,11 @@ async def holding_on_begins_a_new_lease(bench: Bench) -> None:
     begun = bench.now()
     await bench.store.ack(claim, 1, None, lease=lease)
     await bench.let_pass(lease * 0.6)
-    taken = await bench.claim("two")
+    taken = await bench.claim()
     if bench.now() - begun < lease:
         same(list(taken), [], "claims while the new lease holds")
         await bench.let_pass(lease)
-        taken = await bench.claim("two")
+        taken = await bench.claim()
     same([each.cursor for each in taken], [1], "what is due when it is over")
 
 
@@ -211,9 +211,9 @@ async def new_ones_wait_for_the_claim(bench: Bench) -> None:
     await bench.add("p", 1)
     claim = await bench.claim_one(lease=HOUR)
     await bench.add("p", 2)
-    same(list(await bench.claim("two")), [], "what is due meanwhile")
+    same(list(await bench.claim()), [], "what is due meanwhile")
     await bench.store.ack(claim, 1, None)
-    claim = await bench.claim_one("two")
+    claim = await bench.claim_one()
     same(claim.cursor, 1, "what is due then")
 
 
@@ -226,7 +226,7 @@ async def a_retry_waits_without_a_lease(bench: Bench) -> None:
     begun = bench.now()
     await store.retry(claim, delay=bench.period, attempt=tried(1, "no"), bound=2)
     await bench.add("p")
-    found = await store.claim("two", methods=["push"], limit=10, lease=HOUR)
+    found = await store.claim(methods=["push"], limit=10, lease=HOUR)
     if bench.now() - begun < bench.period:
         same(list(found.claims), [], "claims before the delay is over")
         hold(
@@ -235,7 +235,7 @@ async def a_retry_waits_without_a_lease(bench: Bench) -> None:
             found.next_in,
         )
         await bench.let_pass(bench.period)
-        found = await store.claim("two", methods=["push"], limit=10, lease=HOUR)
+        found = await store.claim(methods=["push"], limit=10, lease=HOUR)
     same([(each.attempts, each.bound) for each in found.claims], [(1, 2)], "tries and bound")
     await store.retry(found.claims[0], delay=0, attempt=tried(2, "no"))
     claim = await bench.claim_one()

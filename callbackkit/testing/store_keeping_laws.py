@@ -108,7 +108,7 @@ async def a_letter_let_go_of_is_not_due(bench: Bench) -> None:
     for number, name in enumerate("ab", 1):
         rest = await _park(bench, rest, number, name)
     await bench.store.redrive("p", ["a"])
-    held = await bench.claim_one("two", lease=HOUR)
+    held = await bench.claim_one(lease=HOUR)
     await bench.store.redrive("p", ["b"])
     for number, name in enumerate("cd", 3):
         rest = await _park(bench, rest, number, name)

@@ -75,7 +75,7 @@ async def an_overflow_settles_what_is_held(bench: Bench) -> None:
     claim = await bench.claim_one(lease=HOUR)
     await bench.add("p")
     await check_refused(bench, claim, "given up meanwhile")
-    new = await bench.claim_one("two")
+    new = await bench.claim_one()
     same((new.cursor, new.attempts, new.bound), (1, 0, None), "what comes next, at once")
 
 
@@ -114,7 +114,7 @@ async def a_letter_is_put_off(bench: Bench) -> None:
     if bench.now() - begun < bench.period:
         same(list(claims), [], "claims while it is held")
     await bench.let_pass(bench.period)
-    new = claims[0] if claims else await bench.claim_one("two", lease=HOUR)
+    new = claims[0] if claims else await bench.claim_one(lease=HOUR)
     hold(new.fence > claim.fence, "the fence is higher")
     await check_refused(bench, claim, "the letter taken over")
     begun = bench.now()

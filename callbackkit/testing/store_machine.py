@@ -136,9 +136,9 @@ class StoreMachine(RuleBasedStateMachine):
     def trim(self, number: int, before: int) -> None:
         self._driver.trim(number, before)
 
-    @rule(worker=st.sampled_from(["one", "two"]), limit=st.integers(1, 4))
-    def claim(self, worker: str, limit: int) -> None:
-        self._driver.claim(worker, limit)
+    @rule(limit=st.integers(1, 4))
+    def claim(self, limit: int) -> None:
+        self._driver.claim(limit)
 
     @precondition(lambda self: self.has_claims)
     @rule(
@@ -161,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._driver.append(0, owed=True, key=None, text=0)
             if redrives:
                 self._driver.redrive(0, None)
-            self._driver.claim("one", 4)
+            self._driver.claim(4)
             if self.has_claims:
                 self._settle(part, way, part, False, notes, 5.25 if redrives else 0.0)
 

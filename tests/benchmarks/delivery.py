@@ -3,16 +3,14 @@
 import asyncio
 import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import process_time
-from typing import Any
-
-import attrs
 
 from callbackkit.delivery.engine import DeliveryEngine
 from callbackkit.delivery.policy import Batching
 from callbackkit.delivery.transport import Delivery, Transport
+from callbackkit.sessions.config import CallbackConfig
 from callbackkit.stores.base import NewSession
 from callbackkit.stores.memory import MemoryStore
 from tests.benchmarks.harness import Case, Measure, Table
@@ -35,21 +33,6 @@ class Nothing(Transport):
             await asyncio.sleep(0)
 
 
-@attrs.frozen
-class Asked:
-    """What a client asked for."""
-
-    delivery_method: str = "nothing"
-    timeout: float | None = None
-    retry_attempts: int | None = None
-    batching: Batching | None = None
-    rate_limit: float | None = None
-    options: Mapping[str, Any] = attrs.field(factory=dict)
-
-    def mask(self, text: str) -> str:
-        return text
-
-
 @contextmanager
 def delivering(events: int) -> Iterator[Table]:
     """Deliver what some sessions owe.
@@ -57,7 +40,7 @@ def delivering(events: int) -> Iterator[Table]:
     Args:
         events: How many events a round has, 1000 or more.
     """
-    batched = Asked(batching=Batching(max_events=50))
+    batched = CallbackConfig(delivery_method="nothing", batching=Batching(max_events=50))
     with asyncio.Runner() as runner:
         yield Table(
             "deliveries, microseconds an event",
@@ -75,7 +58,11 @@ def delivering(events: int) -> Iterator[Table]:
 
 
 def deliveries(
-    runner: asyncio.Runner, sessions: int, asked: Asked | None = None, *, suspends: bool = False
+    runner: asyncio.Runner,
+    sessions: int,
+    asked: CallbackConfig | None = None,
+    *,
+    suspends: bool = False,
 ) -> Measure:
     """Measure an engine from its start until everything is delivered."""
 
@@ -92,7 +79,7 @@ def deliveries(
         engine = DeliveryEngine(
             store,
             [transport],
-            read_config=lambda _text: asked or Asked(),
+            read_config=lambda _text: asked or CallbackConfig(delivery_method="nothing"),
             decode=json.loads,
             notify=_ignore,
         )

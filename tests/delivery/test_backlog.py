@@ -22,7 +22,7 @@ class Counting(MemoryStore):
 async def claimed(rig: Rig, events: int) -> Claim:
     await rig.session()
     await rig.emit("s", *range(1, events + 1))
-    claims = await rig.store.claim("w", methods=["told"], limit=1, lease=60)
+    claims = await rig.store.claim(methods=["told"], limit=1, lease=60)
     return claims.claims[0]
 
 

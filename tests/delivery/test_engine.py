@@ -206,7 +206,7 @@ async def test_when_the_time_to_drain_is_over_claims_are_let_go_at_once() -> Non
     async with rig.running() as engine:
         await told.until_tried(1)
         await engine.drain(0.02)
-        claims = await rig.store.claim("w", methods=["told"], limit=1, lease=1)
+        claims = await rig.store.claim(methods=["told"], limit=1, lease=1)
         assert claims.claims[0].attempts == 0
     assert await rig.store.attempts("s") == []
 
@@ -472,7 +472,7 @@ async def test_what_is_to_end_the_program_passes_through_and_leaves_no_claim() -
     with pytest.raises(BaseExceptionGroup) as caught:
         await rig.engine().run()
     assert caught.group_contains(Stop)
-    assert (await rig.store.claim("w", methods=["told"], limit=1, lease=1)).claims
+    assert (await rig.store.claim(methods=["told"], limit=1, lease=1)).claims
 
 
 async def test_wakes_that_get_lost_cost_time_and_no_event() -> None:
@@ -520,7 +520,7 @@ async def claiming(rig: Rig) -> Claiming:
 
 async def assert_no_lease(rig: Rig) -> None:
     rig.store.answers.set()
-    claims = await rig.store.claim("w", methods=["told"], limit=9, lease=1)
+    claims = await rig.store.claim(methods=["told"], limit=9, lease=1)
     assert [claim.attempts for claim in claims.claims] == [0, 0, 0]
 
 
@@ -606,7 +606,7 @@ async def test_claims_whose_tasks_never_began_are_let_go(caplog, fails) -> None:
         await asyncio.wait([task])
     assert (told.tried, engine.serving) == ([], 0)
     assert engine._desk.places.room == 256
-    claims = await MemoryStore.claim(store, "w", methods=["told"], limit=9, lease=1)
+    claims = await MemoryStore.claim(store, methods=["told"], limit=9, lease=1)
     assert len(claims.claims) == (0 if fails else 1)
     assert caplog.messages == ["a claim was left to its lease"] * fails
     # Python warns of what never began, here and not in another test.

@@ -68,7 +68,7 @@ async def test_a_waiting_retry_holds_no_lease_and_no_place() -> None:
         await anyio.wait_all_tasks_blocked()
         assert engine.serving == 0
         rig.clock.advance(10)
-        claims = await rig.store.claim("other", methods=["told"], limit=1, lease=5)
+        claims = await rig.store.claim(methods=["told"], limit=1, lease=5)
         assert claims.claims[0].attempts == 1
 
 
@@ -782,7 +782,7 @@ async def test_who_is_cancelled_behind_a_retry_leaves_it_as_it_is(caplog) -> Non
         async with rig.running():
             await rig.until_failed(1)
     assert "a claim was left to its lease" not in caplog.messages
-    claims = await rig.store.claim("w", methods=["told"], limit=1, lease=1)
+    claims = await rig.store.claim(methods=["told"], limit=1, lease=1)
     assert (claims.claims, claims.next_in) == ([], 10.0)
 
 
@@ -813,7 +813,7 @@ async def test_who_is_cancelled_before_a_retry_happened_leaves_no_lease(events) 
 
     async with rig.running():
         await rig.until(is_letting_go)
-    claims = await store.claim("w", methods=["told"], limit=1, lease=1)
+    claims = await store.claim(methods=["told"], limit=1, lease=1)
     assert [claim.attempts for claim in claims.claims] == [0]
 
 

@@ -127,7 +127,7 @@ async def test_hundreds_of_endpoints_that_hang_hold_back_no_other() -> None:
         await engine.drain(0.0)
         assert engine.serving == 0
     assert told.numbers() == list(range(20))
-    claims = await rig.store.claim("w", methods=["told"], limit=500, lease=1)
+    claims = await rig.store.claim(methods=["told"], limit=500, lease=1)
     assert len(claims.claims) == 400
 
 
@@ -361,7 +361,7 @@ async def test_two_engines_deliver_each_event_once_and_in_order() -> None:
 async def test_a_lease_outlives_the_timeout_of_the_client(timeout) -> None:
     async def act(_delivery) -> None:
         rig.clock.advance(timeout)
-        claims = await rig.store.claim("other", methods=["told"], limit=9, lease=1)
+        claims = await rig.store.claim(methods=["told"], limit=9, lease=1)
         assert not claims.claims
 
     told = Told(act)
@@ -378,7 +378,7 @@ async def test_a_transport_with_a_long_timeout_makes_no_lease_of_others_long() -
     async def act(delivery) -> None:
         rig.clock.advance(45)
         methods = [delivery.config.delivery_method]
-        found.append(len((await rig.store.claim("w", methods=methods, limit=9, lease=1)).claims))
+        found.append(len((await rig.store.claim(methods=methods, limit=9, lease=1)).claims))
 
     found: list[int] = []
     slow, quick = Told(act, name="slow", timeout=600.0), Told(act)
@@ -402,7 +402,7 @@ async def test_a_claim_that_waited_in_line_renews_its_lease_before_it_sends() ->
             await gate.wait()
             return
         rig.clock.advance(4.9)
-        claims = await rig.store.claim("other", methods=["told"], limit=9, lease=1)
+        claims = await rig.store.claim(methods=["told"], limit=9, lease=1)
         assert [claim.session_id for claim in claims.claims] in ([], ["first"])
 
     told = Told(act, concurrency=1)

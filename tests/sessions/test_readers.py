@@ -131,6 +131,27 @@ async def test_sessions_that_expire_soon_are_touched_more_often_and_others_never
     del kept
 
 
+class LetsGo(str):
+    """A kind of reading that, being counted, lets go of other readers."""
+
+    others: list[Subscription]
+
+    def __hash__(self) -> int:
+        self.others.clear()
+        return super().__hash__()
+
+
+async def test_readers_that_are_let_go_of_while_all_are_counted_do_no_harm(readers: Readers):
+    kind = LetsGo("sse")
+    kind.others = []
+    first = reader(readers, "a", kind=kind)
+    kind.others += [reader(readers, "b"), reader(readers, "c")]
+    assert readers.kinds()["sse"] == 1
+    assert readers.kinds("b").total() == 0
+    assert readers.kinds("a").total() == 1
+    del first
+
+
 async def test_what_a_store_could_not_be_told_is_told_next_time(
     readers: Readers, store: TouchedStore
 ):

@@ -108,7 +108,7 @@ async def test_sessions_that_are_gone_leave_nothing() -> None:
         await store.append(str(n), "progress", BODY, key="k", owed=n % 3 == 0)
         clock.advance(0.001)
     clock.advance(86_500)
-    while claims := (await store.claim("w", methods=["push"], limit=100, lease=60)).claims:
+    while claims := (await store.claim(methods=["push"], limit=100, lease=60)).claims:
         for claim in claims:
             await store.ack(claim, 1, None)
     clock.advance(60)

@@ -307,16 +307,16 @@ async def test_time_goes_on_where_the_clock_was_turned_back_between_two_runs(pat
     store = SQLiteStore(path, clock=clock)
     await store.create_session(new(pushes=True, method="m", ttl=None))
     await store.append("s", "progress", BODY)
-    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=60)).claims
     await store.retry(claim, delay=600, attempt=None)
     await store.aclose()
     clock = ManualClock(start=10_000 - 3600)
     store = SQLiteStore(path, clock=clock)
-    assert (await store.claim("w", methods=["m"], limit=1, lease=60)).next_in == 600
+    assert (await store.claim(methods=["m"], limit=1, lease=60)).next_in == 600
     clock.advance(599)
-    assert not (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    assert not (await store.claim(methods=["m"], limit=1, lease=60)).claims
     clock.advance(1)
-    assert (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    assert (await store.claim(methods=["m"], limit=1, lease=60)).claims
     await store.aclose()
 
 
@@ -326,7 +326,7 @@ async def test_dead_letters_of_an_expired_session_are_forgotten_one_by_one(path:
     await store.create_session(new(pushes=True, method="m", ttl=60))
     for number in (1, 2):
         await store.append("s", "progress", BODY)
-        (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+        (claim,) = (await store.claim(methods=["m"], limit=1, lease=60)).claims
         await store.park(claim, upto=number, letter_id=f"{number}", reason="", attempt=None)
         clock.advance(1000)
     assert (await store.sweep()).sessions == ["s"]
@@ -346,7 +346,7 @@ async def test_parking_what_is_settled_makes_no_dead_letter(path: Path) -> None:
     store = SQLiteStore(path)
     await store.create_session(new(pushes=True, method="m"))
     await store.append("s", "progress", BODY)
-    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=60)).claims
     await store.park(claim, upto=0, letter_id="x", reason="", attempt=None)
     assert await store.dead_letters("s") == []
     await store.aclose()
@@ -425,7 +425,7 @@ async def test_a_log_of_one_record_asks_for_no_look(path: Path) -> None:
 
 
 async def claim_one(store: SQLiteStore) -> Claim:
-    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=60)).claims
     return claim
 
 

@@ -187,13 +187,13 @@ async def test_what_stands_beside_it_being_behind_changes_nothing(path: Path) ->
 
 async def test_a_claim_from_before_is_refused_in_a_copy(path: Path, tmp_path: Path) -> None:
     store = SQLiteStore(path)
-    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=600)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=600)).claims
     await store.aclose()
     shutil.copyfile(path, tmp_path / "copy")
     copy = SQLiteStore(tmp_path / "copy")
     with pytest.raises(LeaseLostError):
         await copy.ack(claim, 1, None)
-    (again,) = (await copy.claim("w", methods=["m"], limit=1, lease=600)).claims
+    (again,) = (await copy.claim(methods=["m"], limit=1, lease=600)).claims
     assert again.fence > claim.fence
     assert again.epoch != claim.epoch
     await copy.aclose()
@@ -413,7 +413,7 @@ from callbackkit.stores.sqlite import SQLiteStore
 
 async def main():
     store = SQLiteStore(sys.argv[1])
-    claims = await store.claim("dead", methods=["m"], limit=9, lease=3600)
+    claims = await store.claim(methods=["m"], limit=9, lease=3600)
     os.write(1, str(len(claims.claims)).encode())
     os._exit(137)
 
@@ -429,7 +429,7 @@ def claim_and_die(path: Path) -> None:
 
 
 async def claims_of(store: SQLiteStore) -> int:
-    return len((await store.claim("worker", methods=["m"], limit=9, lease=3600)).claims)
+    return len((await store.claim(methods=["m"], limit=9, lease=3600)).claims)
 
 
 async def test_whoever_opens_it_alone_need_not_wait_for_the_leases_of_the_dead(path: Path) -> None:
@@ -441,7 +441,7 @@ async def test_whoever_opens_it_alone_need_not_wait_for_the_leases_of_the_dead(p
 
 async def test_the_lease_on_a_dead_letter_ends_too(path: Path) -> None:
     store = SQLiteStore(path)
-    [claim] = (await store.claim("w", methods=["m"], limit=9, lease=60)).claims
+    [claim] = (await store.claim(methods=["m"], limit=9, lease=60)).claims
     await store.park(claim, upto=1, letter_id="s_e_1", reason="no", attempt=None)
     assert await store.redrive("s") == 1
     await store.aclose()

@@ -21,9 +21,9 @@ async def test_a_time_that_another_process_sets_is_told_of_so_that_it_is_waited_
     try:
         await there.create_session(NewSession(id="s1", token_hash=b"", method="m", pushes=True))
         await there.append("s1", "thinking", b"{}")
-        [claim] = (await there.claim("there", methods=["m"], limit=1, lease=60)).claims
+        [claim] = (await there.claim(methods=["m"], limit=1, lease=60)).claims
         with here.watch(None) as watch, anyio.fail_after(30):
-            found = await here.claim("here", methods=["m"], limit=1, lease=9)
+            found = await here.claim(methods=["m"], limit=1, lease=9)
             assert found.claims == []
             assert found.next_in is not None
             assert found.next_in > 30
@@ -31,7 +31,7 @@ async def test_a_time_that_another_process_sets_is_told_of_so_that_it_is_waited_
                 """What was written before the watching began may ring."""
             await there.retry(claim, delay=20, attempt=None)
             assert await watch.wait(15)
-            found = await here.claim("here", methods=["m"], limit=1, lease=9)
+            found = await here.claim(methods=["m"], limit=1, lease=9)
             assert found.next_in is not None
             assert found.next_in <= 20
     finally:

@@ -180,7 +180,7 @@ async def test_what_a_killed_process_owed_is_claimed_by_another(path: Path) -> N
     process.kill()
     process.communicate()
     store = SQLiteStore(path)
-    (claim,) = (await store.claim("w", methods=["m"], limit=5, lease=60)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=5, lease=60)).claims
     assert (claim.session_id, claim.cursor) == ("s", 0)
     await store.aclose()
 
@@ -312,7 +312,7 @@ async def test_what_another_process_owes_wakes_who_claims(store, other) -> None:
     with store.watch(None) as watch:
         other.do("append", "s")
         assert await watch.wait(20)
-    assert (await store.claim("w", methods=["m"], limit=1, lease=60)).claims
+    assert (await store.claim(methods=["m"], limit=1, lease=60)).claims
 
 
 async def test_only_what_changed_is_woken(store: SQLiteStore, other: Other) -> None:
@@ -375,7 +375,7 @@ from callbackkit.stores.sqlite import SQLiteStore
 
 async def main():
     store = SQLiteStore(sys.argv[1])
-    (claim,) = (await store.claim("w", methods=["m"], limit=1, lease=0.2)).claims
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=0.2)).claims
     print("claimed", flush=True)
     sys.stdin.readline()
     try:
@@ -397,7 +397,7 @@ async def test_a_worker_that_was_stopped_longer_than_its_lease_is_refused(store,
     process.send_signal(signal.SIGSTOP)
     with anyio.fail_after(20):
         while True:
-            claims = await store.claim("w", methods=["m"], limit=1, lease=60)
+            claims = await store.claim(methods=["m"], limit=1, lease=60)
             if claims.claims:
                 break
             await anyio.sleep(claims.next_in or 0)

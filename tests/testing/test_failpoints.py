@@ -122,7 +122,7 @@ async def test_a_call_is_held_up_until_it_is_released() -> None:
     lost: list[str] = []
 
     async def work() -> None:
-        found = await store.claim("one", methods=["push"], limit=1, lease=30)
+        found = await store.claim(methods=["push"], limit=1, lease=30)
         try:
             await store.ack(found.claims[0], 1, None)
         except LeaseLostError:
@@ -132,7 +132,7 @@ async def test_a_call_is_held_up_until_it_is_released() -> None:
         tasks.start_soon(work)
         assert await pause.reached()
         clock.advance(60)
-        found = await store.claim("two", methods=["push"], limit=1, lease=30)
+        found = await store.claim(methods=["push"], limit=1, lease=30)
         await store.ack(found.claims[0], 1, None)
         assert lost == []
         pause.release()
@@ -199,7 +199,7 @@ async def main(path, verb, when):
     store.kill(verb, when=when)
     await store.create_session(NewSession(id="a", token_hash=b"", method="push", pushes=True))
     await store.append("a", "progress", BODY)
-    found = await store.claim("one", methods=["push"], limit=1, lease=0.01)
+    found = await store.claim(methods=["push"], limit=1, lease=0.01)
     print("sent", flush=True)
     await store.ack(found.claims[0], 1, None)
     print("alive", flush=True)
@@ -233,7 +233,7 @@ def test_a_killed_process_keeps_what_was_promised_and_does_nothing_more(
         session = await store.get_session("a")
         with anyio.fail_after(10):
             while True:
-                found = await store.claim("two", methods=["push"], limit=1, lease=60)
+                found = await store.claim(methods=["push"], limit=1, lease=60)
                 if found.claims or not session.queued:
                     break
                 await anyio.sleep(found.next_in or 0)

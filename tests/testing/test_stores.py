@@ -235,13 +235,13 @@ class GoesByTheClock(MemoryStore):
 
 
 class LeasesNothing(MemoryStore):
-    async def claim(self, worker, *, lease, **options):
-        return await super().claim(worker, lease=0, **options)
+    async def claim(self, *, lease, **options):
+        return await super().claim(lease=0, **options)
 
 
 class LeasesForEver(MemoryStore):
-    async def claim(self, worker, *, lease, **options):
-        return await super().claim(worker, lease=1e9, **options)
+    async def claim(self, *, lease, **options):
+        return await super().claim(lease=1e9, **options)
 
 
 class RenewsNothing(MemoryStore):
