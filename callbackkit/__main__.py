@@ -27,6 +27,9 @@ FAILED: Final = 2
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells tell it
 PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, likewise
 
+PORT: Final = 8000
+DATABASE: Final = "callbackkit-demo.db"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
@@ -38,10 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command != "demo":
             return anyio.run(letters, chosen.file, chosen.session_id, chosen.command == "redrive")
+        if (chosen.session or chosen.serve) and chosen.realtime is not None:
+            parser.error("--session and --serve take the time they take")
+        if not chosen.serve and (chosen.port is not None or chosen.database is not None):
+            parser.error("--port and --file are for --serve")
         if chosen.session:
-            if chosen.realtime is not None:
-                parser.error("--session takes the time it takes")
             return demo_session(chosen.file)
+        if chosen.serve:
+            port = PORT if chosen.port is None else chosen.port
+            return demo_serve(chosen.file, chosen.database or DATABASE, port)
         return demo(chosen.file, call=chosen.call, realtime=chosen.realtime)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -57,7 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
         "Stream a text through a graph of nodes to five readers, two of which misbehave. With "
         "--call: play a recorded phone call into a voice bot made of callbacks, some of which "
         "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript. "
-        "With --session: kill an agent again and again, and see whether its session is whole."
+        "With --session: kill an agent again and again, and see whether its session is whole. "
+        "With --serve: a chat for the browser, which goes on after Ctrl-C and another start."
     )
     command = commands.add_parser("demo", help="show a text streamed", description=about)
     command.add_argument(
@@ -70,6 +79,15 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--call", action="store_true", help="show a phone call handled instead")
     what.add_argument(
         "--session", action="store_true", help="show an agent killed until its work is done"
+    )
+    what.add_argument(
+        "--serve", action="store_true", help="serve a chat about a text, and its page"
+    )
+    command.add_argument(
+        "--port", type=port_number, help=f"of --serve; default: {PORT}, and 0 is a free one"
+    )
+    command.add_argument(
+        "--file", dest="database", metavar="DB", help=f"of --serve; default: {DATABASE}"
     )
     pace = command.add_mutually_exclusive_group()
     pace.add_argument(
@@ -95,6 +113,13 @@ def make_parser() -> argparse.ArgumentParser:
             "session_id", metavar="SESSION", nargs="?", help="of this session; default: of all"
         )
     return parser
+
+
+def port_number(given: str) -> int:
+    """Read a port; argparse tells what is none."""
+    if not 0 <= (port := int(given)) < 65536:
+        raise ValueError(given)
+    return port
 
 
 # What could not be delivered.
@@ -238,6 +263,32 @@ def demo_session(file: str | None) -> int:
             return shown.wait()
 
 
+SERVING: Final = "fastapi", "msgspec", "uvicorn", "websockets"
+
+
+def demo_serve(file: str | None, database: str, port: int) -> int:
+    """Serve the example of a chat to this machine until interrupted.
+
+    Args:
+        file: The text that its agents know; ``None`` takes what comes with it.
+        database: The file of its sessions.
+        port: Where it listens; 0 takes a free one.
+    """
+    if missing := [name for name in SERVING if importlib.util.find_spec(name) is None]:
+        remedy = "pip install 'callbackkit[fastapi]' 'uvicorn[standard]'"
+        print(f"callbackkit: --serve needs {', '.join(missing)}: {remedy}", file=sys.stderr)
+        return FAILED
+    package = Path(__file__).parent
+    stream = load(find_example(package, "text_stream.py"))  # the other one imports it
+    chat = load(find_example(package, "chat_api.py"))
+    try:
+        chat.serve(read_source(stream, file), database, port)
+        return 0
+    except (OSError, ValueError, CallbackKitError) as exc:
+        print(f"callbackkit: {reason(exc)}", file=sys.stderr)
+        return FAILED
+
+
 def prepare_call(file: str | None, realtime: bool) -> Start:
     """Return what starts the voice bot on a recording."""
     example = load(find_example(Path(__file__).parent, "voice_bot.py"))
@@ -253,16 +304,21 @@ def prepare_call(file: str | None, realtime: bool) -> Start:
 def prepare_stream(file: str | None, realtime: bool) -> Start:
     """Return what starts the stream of a text."""
     example = load(find_example(Path(__file__).parent, "text_stream.py"))
-    if file is None:
-        source = read_readme()
-    else:
-        source = example.read_text(None if file == "-" else Path(file))
+    source = read_source(example, file)
 
     def start(report: Report) -> tuple[Show, Awaitable[object]]:
         stream = example.TextStream(report)
         return stream, stream.run(source, realtime)
 
     return start
+
+
+def read_source(example: ModuleType, file: str | None) -> str:
+    """Return the text that was chosen, or the README."""
+    if file is None:
+        return read_readme()
+    text: str = example.read_text(None if file == "-" else Path(file))
+    return text
 
 
 def read_readme() -> str:
@@ -274,10 +330,10 @@ def read_readme() -> str:
     return about.partition("\n\n")[2]
 
 
-def reason(exc: OSError | ValueError) -> str:
+def reason(exc: Exception) -> str:
     """Return one line about an exception, without the number of an :exc:`OSError`."""
     if isinstance(exc, OSError) and exc.strerror:
-        return f"{exc.filename}: {exc.strerror}"
+        return exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
     return str(exc)
 
 

@@ -16,6 +16,8 @@ import attrs
 from callbackkit.errors import PayloadError, PositionError
 
 __all__ = [
+    "CLIENT_MESSAGE",
+    "END",
     "GAP",
     "Completion",
     "ErrorReport",
@@ -94,8 +96,14 @@ class EventType(StrEnum):
     ERROR = "error"
 
 
+END: Final = "callbackkit.end"
+"""Type of the event that a stream ends with when its session has."""
+
 GAP: Final = "callbackkit.gap"
 """Type of the event that stands where a reader asked for events that are no longer kept."""
+
+CLIENT_MESSAGE: Final = "client.message"
+"""Type of the event that what a client of a session sent is stored as."""
 
 _OURS: Final = "callbackkit."
 _MOST_NAME: Final = 128

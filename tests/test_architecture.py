@@ -29,10 +29,11 @@ FLOORS = {
     "transports": 9,
     "webhooks": 9,
     "panel": 9,
+    # What http serves at /metrics is written there.
+    "integrations": 9,
     "http": 10,
     "client": 10,
     "testing": 10,
-    "integrations": 10,
     "__main__": 11,
 }
 
@@ -53,12 +54,15 @@ NOT_IN_SANS_IO = {"anyio", "random", "socket", "threading", "time"}
 DEPENDENCIES = {"anyio", "attrs", "typing_extensions"}
 # trio is there whenever it runs us, and only then: these import it inside functions.
 KNOWS_TRIO = {"buffer", "dispatch", "streaming"}
-# The one file of a vendor.
+# The one file of a vendor, or its room.
 VENDORS = {
+    "http": {"msgspec", "starlette"},
+    "http.fastapi": {"fastapi"},
+    "integrations.opentelemetry": {"opentelemetry"},
+    "integrations.prometheus": {"prometheus_client"},
     "testing.pytest_plugin": {"pytest"},
     "testing.store_machine": {"hypothesis"},
     "testing.transport_rounds": {"hypothesis"},
-    "http.starlette": {"starlette"},
 }
 
 
@@ -197,7 +201,7 @@ def is_allowed(found: Import) -> bool:
         return True
     if found.package == "trio":
         return found.room in KNOWS_TRIO and found.in_function
-    vendors = VENDORS.get(found.importer, set())
+    vendors = VENDORS.get(found.importer, set()) | VENDORS.get(found.room, set())
     return found.package in sys.stdlib_module_names | DEPENDENCIES | vendors
 
 

@@ -1,4 +1,4 @@
-"""``python -m callbackkit``: the demo, piped and in a real terminal, and dead letters."""
+"""``python -m callbackkit``: the demo, piped, in a real terminal and served, and dead letters."""
 
 import errno
 import fcntl
@@ -6,16 +6,18 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import httpx2
 import pytest
 
 from callbackkit import CallbackManager, Delivery, RetryPolicy, Session, Transport
@@ -209,6 +211,141 @@ def test_interrupted_it_leaves_no_agent_and_no_traceback() -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=50)
     assert (process.returncode, errors) == (130, b"")
+
+
+# A chat that is served.
+
+
+class Chat:
+    """``demo --serve`` in a process."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "demo", "--serve", "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self.url = self.read_to(" is the page").split()[0]
+
+    def read_to(self, words: str) -> str:
+        """Read its output to a line that has some words, and return that."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if words in line:
+                return line
+        raise AssertionError("".join(self.lines))
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """End it with a signal, unless it has ended; return the exit code."""
+        self.process.send_signal(number)
+        try:
+            rest, _ = self.process.communicate(timeout=20)
+            self.lines.append(rest)
+        finally:
+            self.process.kill()
+        return self.process.returncode
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Chat]]:
+    """Start chats that end with the test."""
+    chats: list[Chat] = []
+
+    def start(*arguments: str | Path) -> Chat:
+        chats.append(Chat(*arguments))
+        return chats[-1]
+
+    yield start
+    for chat in chats:
+        if chat.process.poll() is None:
+            chat.stop()
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
+def test_a_chat_goes_on_when_it_is_served_again(
+    tmp_path: Path, serve: Callable[..., Chat], number: signal.Signals, code: int
+) -> None:
+    path, database = tmp_path / "poem.md", tmp_path / "chat.db"
+    path.write_text(POEM + "\n# Another\n\n" + "fog " * 40, "utf-8")
+    chat = serve(path, "--file", database)
+    page = httpx2.get(chat.url)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    answer = httpx2.post(f"{chat.url}chat", json={"message": "Another \x1b[31m poem"})
+    assert answer.status_code == 201
+    assert "Another  [31m poem" in chat.read_to("client.message")
+    assert "50% A poem" in chat.read_to(" progress ")
+    assert chat.stop(number) == code
+    again = serve(path, "--file", database)
+    assert "100% Another" in again.read_to(" progress ")
+    assert "'sections': 2" in again.read_to(" completion ")
+    assert again.stop(number) == code
+    output = "".join(chat.lines + again.lines)
+    assert output.count("Where does the text") == 1
+    assert "Traceback" not in output
+    # What a client says is never a command to the terminal.
+    assert "\x1b" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.md"], "nowhere.md: No such file"),
+        (["--file", "nowhere/chat.db"], "nowhere/chat.db"),
+        (["--port", "{port}"], "Address already in use"),
+    ],
+)
+def test_what_can_not_be_served_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [each.format(port=taken.getsockname()[1]) for each in arguments]
+        done = subprocess.run(
+            [*COMMAND, "demo", "--serve", *given],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("callbackkit: ")
+    assert told in line
+
+
+@pytest.mark.parametrize("name", ["fastapi", "msgspec", "uvicorn", "websockets"])
+def test_what_serving_needs_is_named_with_its_remedy(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["demo", "--serve"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    [line] = said.err.splitlines()
+    assert line.startswith(f"callbackkit: --serve needs {name}: pip install ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--serve", "--call"],
+        ["--serve", "--fast"],
+        ["--serve", "--port", "65536"],
+        ["--serve", "--port", "http"],
+        ["--port", "80"],
+        ["--file", "chat.db"],
+    ],
+)
+def test_what_serving_can_not_be_told_is_refused(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", *arguments])
+    assert caught.value.code == 2
+    assert "usage: python -m callbackkit" in capsys.readouterr().err
 
 
 # Dead letters.

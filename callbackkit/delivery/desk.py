@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from callbackkit.delivery.endpoint import Endpoints
+from callbackkit.delivery.observers import Observers
 from callbackkit.delivery.places import Place, Places
 from callbackkit.delivery.transport import DeliveryConfig, Transport
 from callbackkit.stores.base import Store, Watch, Watches
@@ -37,6 +38,7 @@ class Desk:
         store: Where deliveries are owed.
         transports: By name.
         endpoints: The endpoints.
+        observers: Who is told of attempts.
         worker: Names the probes of this engine, unlike those of any other.
         places: How many claims are served at the same time; those that wait for a batch do not
             count.
@@ -58,10 +60,12 @@ class Desk:
         random: Callable[[], float],
         worker: str,
         concurrency: int,
+        observers: Observers,
     ) -> None:
         self.store: Store = store
         self.transports: Mapping[str, Transport] = transports
         self.endpoints: Endpoints = Endpoints(store)
+        self.observers: Observers = observers
         self.worker: str = worker
         self.places: Places = Places(concurrency, len(transports))
         timeouts = [transport.timeout for transport in transports.values()]

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from callbackkit.delivery.attempt import failure_of
 from callbackkit.delivery.desk import Desk
+from callbackkit.delivery.observers import Observers
 from callbackkit.delivery.places import Place
 from callbackkit.delivery.serving import Serving
 from callbackkit.delivery.transport import DeliveryConfig, Transport, by_name
@@ -57,6 +58,7 @@ class DeliveryEngine:
             takes longer than a second, or failed last time, do not count, so that others wait for
             none of them; of these there are up to 16 times as many. With several transports, one
             gets up to three quarters of either.
+        observers: Who is told of attempts.
 
     Raises:
         TypeError: Something given as a transport is none.
@@ -74,6 +76,7 @@ class DeliveryEngine:
         clock: Callable[[], float] = steady_time,
         random: Callable[[], float] = chance.random,
         concurrency: int = 256,
+        observers: Observers | None = None,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
@@ -89,6 +92,7 @@ class DeliveryEngine:
             random=random,
             worker=secrets.token_hex(16),
             concurrency=concurrency,
+            observers=Observers() if observers is None else observers,
         )
         self._clock = clock
         self._random = random

@@ -292,7 +292,10 @@ class Serving:
         delivery = self._delivery(claim, config, records, number)
         desk = self._desk
         began = desk.clock()
-        error = await failure_of(self._transport.send, delivery, timeout=self._timeout)
+        if desk.observers.all:
+            error = await desk.observers.attempt(self._transport, delivery, timeout=self._timeout)
+        else:
+            error = await failure_of(self._transport.send, delivery, timeout=self._timeout)
         ended = desk.clock()
         duration = max(0.0, ended - began)
         text = "" if error is None else describe(error, config)

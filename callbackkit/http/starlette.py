@@ -1,15 +1,16 @@
-"""A run as the response of a Starlette or FastAPI endpoint."""
+"""For Starlette: a run as the response of an endpoint, and the API of a manager."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal
 
 import anyio
 
 from callbackkit.dispatch.deadline import check_timeout
 from callbackkit.http.runs import RecentRuns, Run
+from callbackkit.sessions.manager import CallbackManager
 from callbackkit.streaming.callback import Callback
 from callbackkit.streaming.calling import check_producer
 from callbackkit.streaming.encoders import (
@@ -24,19 +25,35 @@ from callbackkit.streaming.encoders import (
     text,
 )
 from callbackkit.streaming.run import RunStream, run_stream
+from callbackkit.transports.connections import leave_at_disconnect
 from callbackkit.wire.eventstream import write_event
 
 try:
+    from starlette.applications import Starlette
     from starlette.background import BackgroundTask
     from starlette.datastructures import Headers
-    from starlette.responses import Response
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import BaseRoute, Route
     from starlette.types import Receive, Scope, Send
+
+    from callbackkit.http.access import Authorize, allow_anyone, set_session_cookie
+    from callbackkit.http.api import Api, check_prefix
+    from callbackkit.http.openapi import document_of
+    from callbackkit.http.paths import UnknownPath, routes_of
 except ImportError as _exc:
     raise ImportError(
         "callbackkit.http.starlette needs Starlette: install callbackkit[http]"
     ) from _exc
 
-__all__ = ["RunResponse", "stream_response"]
+__all__ = [
+    "RunResponse",
+    "allow_anyone",
+    "create_app",
+    "routes",
+    "set_session_cookie",
+    "stream_response",
+]
 
 
 def stream_response(
@@ -228,7 +245,7 @@ class RunResponse(Response):
         run.join()
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_at_disconnect, receive, tasks.cancel_scope)
+                tasks.start_soon(leave_at_disconnect, receive, tasks.cancel_scope)
                 if await self._send_all(self._encoded(callback, last_event_id), send):
                     run.is_told = True
                 tasks.cancel_scope.cancel()
@@ -263,15 +280,6 @@ class RunResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while True:
-        message = await receive()
-        # Before it comes what is left of the request's body.
-        if message["type"] == "http.disconnect":
-            scope.cancel()
-            return
-
-
 def _runs_of(scope: Scope) -> RecentRuns:
     """Return the runs of the application, which its ``state`` holds."""
     state = getattr(scope.get("app"), "state", None)
@@ -289,3 +297,84 @@ def _check_seconds(reconnect_within: object) -> None:
         raise TypeError(f"reconnect_within must be a number of seconds, not {reconnect_within!r}")
     if not reconnect_within >= 0:
         raise ValueError(f"reconnect_within must be 0 or more, not {reconnect_within!r}")
+
+
+# The API of a manager.
+
+
+def create_app(
+    manager: CallbackManager,
+    authorize: Authorize | None = None,
+    *,
+    allowed_origins: Collection[str] = (),
+    prefix: str = "/callbacks",
+    query_token: bool = False,
+    heartbeat: float = 15.0,
+    write_timeout: float | None = 30.0,
+    drain_on_signals: bool = True,
+) -> Starlette:
+    """Return the API as an application, to be served by itself or mounted in another.
+
+    Served by itself, its lifespan enters the manager. Mounted, ``Mount("/api", app=create_app(
+    manager))``, it has no lifespan: the application around it enters the manager in its own. The
+    API is described at ``/openapi.json``.
+
+    Arguments and errors are those of :func:`callbackkit.http.fastapi.create_router`.
+    """
+    api = Api(
+        manager,
+        authorize=authorize,
+        allowed_origins=allowed_origins,
+        query_token=query_token,
+        heartbeat=heartbeat,
+        write_timeout=write_timeout,
+        drain_on_signals=drain_on_signals,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncGenerator[None]:
+        async with manager:
+            with api.draining:
+                yield
+
+    async def openapi(_request: Request) -> Response:
+        return JSONResponse(document_of(api.methods, prefix=prefix))
+
+    return Starlette(
+        routes=[
+            *routes_of(api, check_prefix(prefix)),
+            Route("/openapi.json", openapi),
+            Route("/{rest:path}", UnknownPath(api)),
+        ],
+        lifespan=lifespan,
+    )
+
+
+def routes(
+    manager: CallbackManager,
+    authorize: Authorize | None = None,
+    *,
+    allowed_origins: Collection[str] = (),
+    prefix: str = "/callbacks",
+    query_token: bool = False,
+    heartbeat: float = 15.0,
+    write_timeout: float | None = 30.0,
+    drain_on_signals: bool = True,
+) -> list[BaseRoute]:
+    """Return the API as routes of an application, which enters the manager in its lifespan.
+
+    Arguments and errors are those of :func:`callbackkit.http.fastapi.create_router`.
+    """
+    api = Api(
+        manager,
+        authorize=authorize,
+        allowed_origins=allowed_origins,
+        query_token=query_token,
+        heartbeat=heartbeat,
+        write_timeout=write_timeout,
+        drain_on_signals=drain_on_signals,
+    )
+    found = routes_of(api, check_prefix(prefix))
+    if prefix:
+        found.append(Route(f"{prefix}/{{rest:path}}", UnknownPath(api)))
+    return found

@@ -26,6 +26,8 @@ class Limits:
         max_readers: Subscriptions to one session at a time, in this process.
         max_pending: Events of one session that wait, for a transport or to be stored. Those for a
             transport become dead letters, the oldest first, instead of being refused.
+        max_requests: HTTP requests for one session in 10 seconds, in this process; where there is
+            no session, those from one address. The HTTP API counts them, the manager does not.
 
     Raises:
         ValueError: A limit below 1.
@@ -36,3 +38,4 @@ class Limits:
     max_event_bytes: int = attrs.field(default=262_144, validator=_at_least_1)
     max_readers: int = attrs.field(default=1_000, validator=_at_least_1)
     max_pending: int = attrs.field(default=10_000, validator=_at_least_1)
+    max_requests: int = attrs.field(default=1_000, validator=_at_least_1)

@@ -7,7 +7,6 @@ import math
 import secrets
 import time
 from base64 import b64encode
-from collections import OrderedDict
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -18,6 +17,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
@@ -26,16 +26,36 @@ import anyio
 import attrs
 
 from callbackkit.delivery.engine import DeliveryEngine
+from callbackkit.delivery.observers import (
+    Emission,
+    Emitted,
+    Observers,
+    tell_at_end,
+    telling,
+)
 from callbackkit.delivery.transport import Transport, by_name
 from callbackkit.dispatch.outcome import DispatchResult
 from callbackkit.dispatch.registering import CallbackOptions
 from callbackkit.dispatch.registration import Registration
 from callbackkit.dispatch.registry import CallbackRegistry
 from callbackkit.errors import ConfigError, LimitError, UnknownSessionError
-from callbackkit.events import Event, EventKey, Position, check_event_type, check_payload
+from callbackkit.events import (
+    CLIENT_MESSAGE,
+    Event,
+    EventKey,
+    Position,
+    check_event_type,
+    check_payload,
+)
 from callbackkit.sessions.config import CallbackConfig
+from callbackkit.sessions.filters import Filters, Known
+from callbackkit.sessions.firehose import Firehose
+from callbackkit.sessions.history import Bucket, History
 from callbackkit.sessions.limits import Limits
+from callbackkit.sessions.locating import locate, number_before
+from callbackkit.sessions.messages import Messages, content_of
 from callbackkit.sessions.outbox import Outbox, Outgoing
+from callbackkit.sessions.pump import Pump
 from callbackkit.sessions.readers import Readers
 from callbackkit.sessions.running import SessionRun
 from callbackkit.sessions.service import Service
@@ -63,25 +83,12 @@ READ_METHODS: Final = frozenset({"websocket", "sse", "polling"})
 # The epoch of the events for operators, which no log has: they stand in none.
 OPERATORS: Final = "operator"
 
-# Sessions whose filters are kept at hand, and different configurations read.
-_MOST_KNOWN: Final = 10_000
+# Different configurations that were read.
 _MOST_CONFIGS: Final = 1_000
+# What of a configuration a session may be given anew.
+_CHANGEABLE: Final = frozenset({"events", "webhook_url", "headers"})
 # Characters of an owner and of an idempotency key.
 _MOST_TEXT: Final = 255
-
-
-@attrs.frozen(eq=False)
-class _Known:
-    """What emitting to a session has to know of it.
-
-    Attributes:
-        config: What its client asked for.
-        unowed: Event types that its transport is not to deliver, as the store knows them: whoever
-            emits need not have the transport.
-    """
-
-    config: CallbackConfig
-    unowed: tuple[str, ...]
 
 
 class CallbackManager:
@@ -117,6 +124,7 @@ class CallbackManager:
         registry: Where its callbacks are registered.
         store: Where its sessions are.
         limits: What is refused.
+        observers: Who is told of what it stores and delivers, such as metrics.
     """
 
     def __init__(
@@ -141,24 +149,32 @@ class CallbackManager:
         self.registry: CallbackRegistry = CallbackRegistry()
         self.store: Store = MemoryStore() if store is None else store
         self.limits: Limits = Limits() if limits is None else limits
+        self.observers: Observers = Observers()
         self._retention = Retention() if retention is None else retention
         self._linger = linger
         self._codec: Codec = JsonCodec() if codec is None else codec
+        # Made once: each event holds it.
+        self._decode: Callable[[bytes], Any] = self._codec.decode
         self._transports = by_name(transports)
         if taken := READ_METHODS & self._transports.keys():
             raise ValueError(f"a transport can't be named {min(taken)!r}: that is a way to read")
         self._readers = Readers(self.store, self.limits.max_readers)
         self._outbox = Outbox(self.limits.max_pending)
-        self._known: OrderedDict[str, _Known] = OrderedDict()
         self._read_config: Callable[[bytes], CallbackConfig] = lru_cache(_MOST_CONFIGS)(
             CallbackConfig.from_json
         )
+        self._filters = Filters(self.store, self._read_config)
+        self._messages = Messages()
+        self._history = History()
+        self._pump = Pump(self.store, self._decode, self.limits.max_readers)
         self._service = Service(
             self.store,
             self._readers,
             self._outbox,
+            self._pump,
             new_engine=self._new_engine,
-            forget=lambda session_id: self._known.pop(session_id, None),
+            forget=self._forget,
+            look_around=self._look_around,
             drain_timeout=drain_timeout,
         )
         self._operator_events = 0
@@ -184,10 +200,24 @@ class CallbackManager:
     async def drain(self) -> None:
         """Store what was handed over, attempt what is due, and begin no delivery after that.
 
-        Takes up to the manager's *drain_timeout*. What could not be delivered stays in the store,
-        for whoever opens it next. Leaving ``async with`` does this.
+        Streams over HTTP end, and tell their clients to come back. Takes up to the manager's
+        *drain_timeout*. What could not be delivered stays in the store, for whoever opens it next.
+        Leaving ``async with`` does this.
         """
         await self._service.drain()
+
+    def begin_drain(self) -> None:
+        """End the streams over HTTP, at once and for those who come next; from any thread.
+
+        For a handler of signals; :meth:`drain` does it too, and what takes time.
+        """
+        self._readers.drain()
+        self._pump.end_all()
+
+    @property
+    def is_draining(self) -> bool:
+        """Streams over HTTP are told to come back elsewhere, or later."""
+        return self._readers.is_draining
 
     def _new_engine(self) -> DeliveryEngine | None:
         if not self._transports:
@@ -196,8 +226,9 @@ class CallbackManager:
             self.store,
             list(self._transports.values()),
             read_config=self._read_config,
-            decode=self._codec.decode,
+            decode=self._decode,
             notify=self._tell_operators,
+            observers=self.observers,
         )
 
     # Sessions.
@@ -236,6 +267,7 @@ class CallbackManager:
             max_pending=self.limits.max_pending,
         )
         record = await self.store.create_session(new, max_sessions=self.limits.max_sessions)
+        self._filters.note(record.id, wanted, record.unowed)
         return Session(self, record, wanted, token)
 
     def _with_secret(self, config: CallbackConfig) -> CallbackConfig:
@@ -263,7 +295,7 @@ class CallbackManager:
             UnknownSessionError: There is none.
             SessionDeletedError: It was deleted not long ago.
         """
-        return self._handle(await self.store.get_session(session_id))
+        return self._handle(await self._filters.look_up(session_id))
 
     async def sessions(
         self, *, state: SessionState | None = None, owner: str | None = None
@@ -289,6 +321,7 @@ class CallbackManager:
         """
         await self._outbox.flush(session_id)
         await self.store.end_session(session_id, linger=self._linger)
+        self._messages.forget(session_id)
 
     async def delete_session(self, session_id: str) -> None:
         """Delete a session now, with its events and dead letters.
@@ -296,8 +329,48 @@ class CallbackManager:
         Raises:
             UnknownSessionError: There is none.
         """
-        self._known.pop(session_id, None)
+        self._forget(session_id)
         await self.store.delete_session(session_id, linger=self._linger)
+
+    def _forget(self, session_id: str) -> None:
+        self._filters.forget(session_id)
+        self._messages.forget(session_id)
+
+    async def update_session(self, session_id: str, changes: Mapping[str, Any]) -> Session:
+        """Change what the client of a session asked for.
+
+        What is emitted from now on goes by it; other processes notice within 10 seconds. What a
+        delivery owes goes where the session points to then.
+
+        Args:
+            session_id: The session.
+            changes: Any of ``events``, ``webhook_url`` and ``headers``, each as a whole; ``None``
+                for what it is by default.
+
+        Returns:
+            A new handle, which does not know the token.
+
+        Raises:
+            ConfigError: A key that can't be changed, or a value that can't be had, also together
+                with the rest; or this process has not the transport of the session.
+            UnknownSessionError: There is no such session.
+            SessionEndedError: It has ended.
+        """
+        _check_changes(changes)
+        record = await self.store.get_session(session_id)
+        while True:
+            known = record.config
+            config = attrs.evolve(self._read_config(known), **changes)
+            transport = self._transport_for(config)
+            unowed = () if transport is None else _unnamed(transport, config)
+            wanted = config.to_json()
+            record = await self.store.update_session(
+                session_id, known=known, config=wanted, unowed=unowed
+            )
+            # Otherwise somebody else was faster: his changes are to stay.
+            if record.config == wanted:
+                self._filters.note(session_id, config, unowed)
+                return Session(self, record, config)
 
     @asynccontextmanager
     async def session(
@@ -383,19 +456,42 @@ class CallbackManager:
             StoreError: It could not be stored.
         """
         _check_text("idempotency_key", idempotency_key)
-        known = self._known.get(session_id)
+        known = self._filters.at_hand(session_id)
         if known is None:
-            known = await self._learn(session_id)
+            known = await self._filters.learn(session_id)
         event_type, body = self._encode(event_type, data, metadata, conversation_id)
         if not known.config.wants(event_type, intermediate=intermediate):
             return None
         if self._outbox.is_storing(session_id):
             # What was handed over by emit_soon comes first.
             await self._outbox.flush(session_id)
-        event, is_new = await self._append(session_id, known, event_type, body, idempotency_key)
+        if self.observers.all:
+            said = (data, metadata, conversation_id, idempotency_key)
+            append = self._append_observed(Emission(session_id, event_type, *said), known, body)
+        else:
+            append = self._append(session_id, known, event_type, body, idempotency_key)
+        event, is_new = await append
         if is_new:
             await self._call(event)
         return event
+
+    async def receive(self, session_id: str, message: object) -> Event:
+        """Store what a client sent, see :meth:`callbackkit.sessions.session.Session.receive`."""
+        known = await self._filters.learn(session_id)
+        content = content_of(message)
+        name, body = self._encode(CLIENT_MESSAGE, content, None, None)
+        if not known.config.wants(name):
+            # It is kept all the same; but a transport delivers what was asked for.
+            known = attrs.evolve(known, unowed=(*known.unowed, name))
+        await self._outbox.flush(session_id)
+        event, _ = await self._append_observed(Emission(session_id, name, content), known, body)
+        await self._messages.call(event)
+        await self._call(event)
+        return event
+
+    def on_message(self, session_id: str, callback: Callable[[Event], object]) -> Registration:
+        """Listen to a client, see :meth:`callbackkit.sessions.session.Session.on_message`."""
+        return self._messages.register(session_id, callback)
 
     def emit_soon(
         self,
@@ -410,24 +506,54 @@ class CallbackManager:
     ) -> Future[Event | None]:
         """Hand an event over, see :meth:`callbackkit.sessions.session.Session.emit_soon`."""
         _check_text("idempotency_key", idempotency_key)
-        known = _Known(session.config, session._record.unowed)
+        known = self._filters.at_hand(session.id)
         name, body = self._encode(event_type, data, metadata, conversation_id)
         future: Future[Event | None] = Future()
-        if not known.config.wants(name, intermediate=intermediate):
+        if known is not None and not known.config.wants(name, intermediate=intermediate):
             future.set_result(None)
             return future
-        append = partial(self._append, session.id, known, name, body, idempotency_key)
-        self._outbox.put(Outgoing(session.id, append, self._call, future))
+        if self.observers.all:
+            said = (data, metadata, conversation_id, idempotency_key)
+            body, told = self._observed(Emission(session.id, name, *said), body)
+            tell_at_end(told, future)
+        append = partial(
+            self._filter_and_append, session.id, name, body, idempotency_key, intermediate
+        )
+        try:
+            self._outbox.put(Outgoing(session.id, append, self._call, future))
+        except Exception as exc:
+            future.set_exception(exc)
+            raise
         return future
 
-    async def _learn(self, session_id: str) -> _Known:
-        record = await self.store.get_session(session_id)
-        config = self._read_config(record.config)
-        known = _Known(config, record.unowed)
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.popitem(last=False)
-        self._known[session_id] = known
-        return known
+    def _observed(self, emission: Emission, body: bytes) -> tuple[bytes, Emitted]:
+        """Tell the observers of an event; return its body with what they add, and whom to tell."""
+        told = self.observers.emitting(emission)
+        # By a key, the same body has to come each time, and what is added need not be the same.
+        if emission.added and emission.idempotency_key is None:
+            metadata = {**emission.added, **(emission.metadata or {})}
+            with suppress(LimitError, ValueError):
+                body = self._encode(
+                    emission.event_type, emission.data, metadata, emission.conversation_id
+                )[1]
+        return body, told
+
+    async def _append_observed(
+        self, emission: Emission, known: Known, body: bytes
+    ) -> tuple[Event, bool]:
+        body, told = self._observed(emission, body)
+        key = emission.idempotency_key
+        return await telling(
+            told, self._append(emission.session_id, known, emission.event_type, body, key)
+        )
+
+    async def _filter_and_append(
+        self, session_id: str, event_type: str, body: bytes, key: str | None, intermediate: bool
+    ) -> tuple[Event | None, bool]:
+        known = await self._filters.learn(session_id)
+        if not known.config.wants(event_type, intermediate=intermediate):
+            return None, False
+        return await self._append(session_id, known, event_type, body, key)
 
     def _encode(
         self,
@@ -447,14 +573,26 @@ class CallbackManager:
         return name, body
 
     async def _append(
-        self, session_id: str, known: _Known, event_type: str, body: bytes, key: str | None
+        self, session_id: str, known: Known, event_type: str, body: bytes, key: str | None
     ) -> tuple[Event, bool]:
         owed = event_type not in known.unowed
-        appended = await self.store.append(session_id, event_type, body, owed=owed, key=key)
-        record = appended.record
-        position = Position(appended.epoch, record.seq)
-        decode = self._codec.decode
-        event = Event(position, record.event_type, record.at, session_id, record.body, decode)
+        # Its readers here get it as it is, and need not read the store for it.
+        tail = self._readers.tails.get(session_id)
+        if tail is not None:
+            tail.expect()
+        try:
+            appended = await self.store.append(session_id, event_type, body, owed=owed, key=key)
+            record = appended.record
+            position = Position(appended.epoch, record.seq)
+            event = Event(
+                position, record.event_type, record.at, session_id, record.body, self._decode
+            )
+            if tail is not None and appended.is_new:
+                tail.offer(event)
+            self._pump.mark(event)
+        finally:
+            if tail is not None:
+                tail.settle()
         return event, appended.is_new
 
     async def _call(self, event: Event) -> None:
@@ -490,8 +628,61 @@ class CallbackManager:
             kind=kind,
             ttl=ttl,
             notes_reading=notes_reading,
-            decode=self._codec.decode,
+            decode=self._decode,
         )
+
+    def firehose(self, *, types: Collection[str] | None = None) -> Firehose:
+        """Follow the events of all sessions from now on, for operators.
+
+        ::
+
+            async with manager.firehose() as events:
+                async for event in events:
+                    ...
+
+        Args:
+            types: Only events of these types, and gaps.
+        """
+        return Firehose(self._pump, types)
+
+    async def locate(self, session_id: str, microseconds: int) -> Position:
+        """Return the position of the last event kept that is not later than a moment.
+
+        Reading on from there gives what came after it. Where all that is kept is later, it is the
+        position just before that.
+
+        Args:
+            session_id: The session.
+            microseconds: The moment, since 1970, UTC.
+
+        Raises:
+            UnknownSessionError: There is no such session.
+        """
+        return await locate(self.store, session_id, microseconds)
+
+    async def clear_events(self, session_id: str, before: Position | datetime | str) -> int:
+        """Drop old events, see :meth:`callbackkit.sessions.session.Session.clear`."""
+        session = await self.store.get_session(session_id)
+        number = await number_before(self.store, session, before)
+        # What was read does not count as dropped unread.
+        await self._readers.flush()
+        dropped = await self.store.trim(session_id, before=number)
+        # Those that a delivery still owes have stayed.
+        first = (await self.store.get_session(session_id)).first
+        self._readers.forget(session_id, min(first, number))
+        return dropped
+
+    def note_read(self, session_id: str, position: Position) -> None:
+        """Note that somebody read a session up to a position, for the statistics.
+
+        Subscriptions do so by themselves; whoever answers with a page does it here.
+        """
+        self._readers.note(session_id, position.seq)
+
+    async def _look_around(self) -> None:
+        """Do what is to be done now and then."""
+        await self.stats()
+        await self._messages.forget_gone(self.store)
 
     async def _tell_operators(
         self, event_type: str, session_id: str, data: Mapping[str, Any]
@@ -501,15 +692,35 @@ class CallbackManager:
         body = encode_body(self._codec, data)
         position = Position(OPERATORS, self._operator_events)
         microseconds = int(time.time() * 1e6)
-        event = Event(position, event_type, microseconds, session_id, body, self._codec.decode)
+        event = Event(position, event_type, microseconds, session_id, body, self._decode)
+        self._pump.put(event)
         await self._call(event)
 
     # Figures.
 
     async def stats(self) -> ManagerStats:
         """Return the figures of all sessions of the store."""
+        looks = self._history.looks
         await self._readers.flush()
-        return ManagerStats.of(await self.store.totals(), self._readers.kinds())
+        stats = ManagerStats.of(await self.store.totals(), self._readers.kinds())
+        self._history.note(stats, looks)
+        return stats
+
+    @property
+    def totals(self) -> ManagerStats | None:
+        """The figures as they were looked at last: every five seconds while it runs.
+
+        ``None`` before the first time.
+        """
+        return self._history.last
+
+    @property
+    def history(self) -> Sequence[Bucket]:
+        """What became of events in the last 60 minutes, by the minute, the oldest first.
+
+        It begins when this manager is entered, or asked for its figures.
+        """
+        return self._history.buckets
 
     async def session_stats(self, session_id: str) -> SessionStats:
         """Return the figures of a session, see :class:`~callbackkit.SessionStats`."""
@@ -604,6 +815,18 @@ def _check_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must have 1 to {_MOST_TEXT} characters, not {len(value)}")
     if not value.isascii() and any(0xD800 <= ord(each) <= 0xDFFF for each in value):
         raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
+
+
+def _check_changes(changes: Mapping[str, Any]) -> None:
+    if not isinstance(changes, Mapping):
+        raise ConfigError("config", f"must be an object, not {type(changes).__name__}")
+    fields = attrs.fields_dict(CallbackConfig)
+    for key in changes:
+        if key not in _CHANGEABLE:
+            reason = "can't be changed" if key in fields else "is unknown"
+            words = ", ".join(sorted(_CHANGEABLE))
+            name = key if isinstance(key, str) and key.isprintable() else ascii(key)
+            raise ConfigError(f"{name:.80}", f"{reason}; what can be: {words}")
 
 
 def _check_seconds(name: str, value: object) -> None:

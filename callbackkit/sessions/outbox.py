@@ -31,13 +31,13 @@ class Outgoing:
 
     Attributes:
         session_id: Its session.
-        append: Stores it; returns it, and whether it is new.
+        append: Stores it; returns it, and whether it is new: ``None`` if its session leaves it out.
         call: Calls the callbacks for it.
         future: Gets the stored event.
     """
 
     session_id: str
-    append: Callable[[], Awaitable[tuple[Event, bool]]]
+    append: Callable[[], Awaitable[tuple[Event | None, bool]]]
     call: Callable[[Event], Awaitable[object]]
     future: Future[Event | None]
 
@@ -191,7 +191,7 @@ class Outbox:
             await checkpoint()
 
     def _hand_on(
-        self, lane: _Lane, first: Outgoing | _Mark, stored: tuple[Event, bool] | None
+        self, lane: _Lane, first: Outgoing | _Mark, stored: tuple[Event | None, bool] | None
     ) -> bool:
         """Pass something on to the second stage, if it is for it; tell whether to begin that."""
         if isinstance(first, _Mark):
@@ -200,10 +200,11 @@ class Outbox:
                 return False
             lane.to_call.append(first)
             return False
-        if stored is None or not stored[1]:
+        event, is_new = (None, False) if stored is None else stored
+        if event is None or not is_new:
             lane.pending -= 1
             return False
-        lane.to_call.append((first, stored[0]))
+        lane.to_call.append((first, event))
         begins, lane.is_calling = not lane.is_calling, True
         return begins
 
@@ -229,7 +230,7 @@ class Outbox:
             del self._lanes[lane.session_id]
 
 
-async def _store(outgoing: Outgoing) -> tuple[Event, bool] | None:
+async def _store(outgoing: Outgoing) -> tuple[Event | None, bool] | None:
     """Store an event, and settle its future; return what came of it, ``None`` if nothing did."""
     future = outgoing.future
     if not future.set_running_or_notify_cancel():

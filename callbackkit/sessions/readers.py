@@ -6,9 +6,11 @@ import math
 import threading
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from callbackkit.errors import LimitError
+from callbackkit.sessions.tail import Tail
 from callbackkit.stores.base import Store
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _SHORT: Final = 30.0
 
 
 class Readers:
-    """The open subscriptions of one manager.
+    """The open subscriptions of one manager, and the tail that those of one session share.
 
     They are held weakly: one that was left with ``break`` is forgotten. Reading is noted here at
     once, and told to the store together, now and then: one call for all of them.
@@ -31,6 +33,10 @@ class Readers:
     Args:
         store: Where the sessions are.
         max_readers: Subscriptions to one session at a time.
+
+    Attributes:
+        tails: The tails of the sessions that are read, by id.
+        is_draining: Readers are asked to go and come back elsewhere, or later.
     """
 
     def __init__(self, store: Store, max_readers: int) -> None:
@@ -40,27 +46,60 @@ class Readers:
         self._lock = threading.RLock()
         self._open: dict[str, weakref.WeakSet[Subscription]] = {}
         self._read: dict[str, int | None] = {}
+        self.tails: dict[str, Tail] = {}
+        self.is_draining: bool = False
 
-    def add(self, subscription: Subscription) -> None:
-        """Count a subscription in.
+    def add(self, subscription: Subscription, decode: Callable[[bytes], Any]) -> Tail:
+        """Count a subscription in, and return the tail of its session.
 
         Raises:
             LimitError: There are ``max_readers`` of its session.
         """
         with self._lock:
-            reading = self._open.setdefault(subscription.session_id, weakref.WeakSet())
+            reading = self._open.get(subscription.session_id)
+            if reading is None:
+                reading = self._open[subscription.session_id] = weakref.WeakSet()
             if len(reading) >= self._max_readers:
                 raise LimitError("max_readers", self._max_readers, "readers of one session")
             reading.add(subscription)
+            tail = self.tails.get(subscription.session_id)
+            if tail is None:
+                tail = Tail(self._store, subscription.session_id, decode)
+                self.tails[subscription.session_id] = tail
+            tail.readers += 1
+            return tail
 
-    def remove(self, subscription: Subscription) -> None:
-        """Count a subscription out."""
+    def remove(self, subscription: Subscription, tail: Tail) -> None:
+        """Count a subscription out; once."""
         with self._lock:
             reading = self._open.get(subscription.session_id)
             if reading is not None:
                 reading.discard(subscription)
                 if not reading:
                     del self._open[subscription.session_id]
+            tail.readers -= 1
+            if tail.readers:
+                return
+            self.tails.pop(subscription.session_id, None)
+        # Without the lock: a finalizer that wants it may run where a tail's is held.
+        tail.close()
+
+    def forget(self, session_id: str, before: int) -> None:
+        """Drop the events with lower numbers from memory."""
+        with self._lock:
+            reading = list(self._open.get(session_id, ()))
+        for each in reading:
+            each.read_again()
+        tail = self.tails.get(session_id)
+        if tail is not None:
+            tail.forget(before)
+
+    def drain(self) -> None:
+        """Wake every reader to tell it that it is to come back."""
+        self.is_draining = True
+        for each in self._all():
+            each.is_draining = True
+            each.poke()
 
     def note(self, session_id: str, seq: int) -> None:
         """Note that a session was read up to a number."""
@@ -105,8 +144,11 @@ class Readers:
             return Counter(each.kind for reading in wanted for each in reading)
 
     def close(self) -> None:
-        """End every subscription."""
-        with self._lock:
-            subscriptions = [each for reading in list(self._open.values()) for each in reading]
-        for each in subscriptions:
+        """End every subscription; who comes next may stay."""
+        for each in self._all():
             each.close()
+        self.is_draining = False
+
+    def _all(self) -> list[Subscription]:
+        with self._lock:
+            return [each for reading in list(self._open.values()) for each in reading]

@@ -15,6 +15,7 @@ from callbackkit.delivery.engine import DeliveryEngine
 from callbackkit.errors import StoreError
 from callbackkit.sessions.background import Background
 from callbackkit.sessions.outbox import Outbox
+from callbackkit.sessions.pump import Pump
 from callbackkit.sessions.readers import Readers
 from callbackkit.stores.base import Store
 
@@ -36,8 +37,10 @@ class Service:
         store: Opened first, closed last.
         readers: Told to the store now and then, ended when it stops.
         outbox: Served as long as it runs.
+        pump: Likewise.
         new_engine: Makes the delivery engine, if there is anything to deliver by.
         forget: Called with the id of each session that time has removed.
+        look_around: Called every five seconds.
         drain_timeout: Seconds that draining may take.
     """
 
@@ -46,16 +49,20 @@ class Service:
         store: Store,
         readers: Readers,
         outbox: Outbox,
+        pump: Pump,
         *,
         new_engine: Callable[[], DeliveryEngine | None],
         forget: Callable[[str], object],
+        look_around: Callable[[], Awaitable[None]],
         drain_timeout: float,
     ) -> None:
         self._store = store
         self._readers = readers
         self._outbox = outbox
+        self._pump = pump
         self._new_engine = new_engine
         self._forget = forget
+        self._look_around = look_around
         self._drain_timeout = drain_timeout
         self._entered = 0
         # While it is started or stopped: entering waits for that.
@@ -97,6 +104,8 @@ class Service:
 
     async def drain(self) -> None:
         """Store what was handed over, attempt what is due, and begin no delivery after that."""
+        self._readers.drain()
+        self._pump.end_all()
         until = anyio.current_time() + self._drain_timeout
         with anyio.move_on_after(self._drain_timeout):
             await self._outbox.flush(after_calls=True)
@@ -123,11 +132,14 @@ class Service:
             functions: list[Callable[..., Coroutine[Any, Any, None]]] = [
                 self._outbox.serve,
                 self._look_after,
+                self._pump.run,
             ]
             self._engine = self._new_engine()
             if self._engine is not None:
                 functions.append(self._engine.run)
                 stack.callback(self._drop_engine)
+            # A drain that was asked for while nothing ran is over.
+            self._readers.is_draining = False
             self._outbox.open()
             stack.callback(self._outbox.close)
             background = Background(*functions)
@@ -159,6 +171,7 @@ class Service:
                 if rounds % _SWEEP_EVERY == 0:
                     await self._readers.flush(touch="all")
                     await self._sweep()
+                    await self._look_around()
                 else:
                     await self._readers.flush(touch="short")
             except Exception:

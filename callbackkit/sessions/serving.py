@@ -59,7 +59,9 @@ async def _send(session: Session, transport: Transport, event: Event) -> None:
             session_id=session.id,
             config=session.config,
         )
-        error = await failure_of(transport.send, delivery, timeout=transport.timeout)
+        error = await session.manager.observers.attempt(
+            transport, delivery, timeout=transport.timeout
+        )
         if error is None:
             return
         if not isinstance(error, Retry):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from callbackkit.events import Event, EventType
+from callbackkit.dispatch.registration import Registration
+from callbackkit.events import Event, EventType, Position
 from callbackkit.sessions.attach import Attachment
 from callbackkit.sessions.config import CallbackConfig
 from callbackkit.sessions.statistics import SessionStats
@@ -38,9 +40,19 @@ class Session:
         token: What proves the right to it; only where it was created, ``None`` elsewhere.
         config: What its client asked for.
         owner: Whose it is.
+        created_at: When it was created, UTC.
     """
 
-    __slots__ = ("__weakref__", "_manager", "_record", "config", "id", "owner", "token")
+    __slots__ = (
+        "__weakref__",
+        "_manager",
+        "_record",
+        "config",
+        "created_at",
+        "id",
+        "owner",
+        "token",
+    )
 
     def __init__(
         self,
@@ -55,6 +67,7 @@ class Session:
         self.token: str | None = token
         self.config: CallbackConfig = config
         self.owner: str | None = record.owner
+        self.created_at: datetime = datetime.fromtimestamp(record.created_at, UTC)
 
     def __repr__(self) -> str:
         return f"<Session {self.id} by {self.config.delivery_method}>"
@@ -323,7 +336,80 @@ class Session:
         """
         return Attachment(self, callback, batch=batch)
 
+    # What its client sends.
+
+    def on_message(self, callback: Callable[[Event], object]) -> Registration:
+        """Have *callback*, sync or async, called with what the client of the session sends.
+
+        It gets the event that the message is stored as, of the type ``client.message``, if it came
+        to this process, such as through a WebSocket; until it is cancelled, or the session has
+        ended. One that fails is logged and stops nothing.
+
+        Raises:
+            TypeError: *callback* is no callable.
+        """
+        return self._manager.on_message(self.id, callback)
+
+    async def receive(self, message: object) -> Event:
+        """Store what the client sent, and call the callbacks of this process.
+
+        Whatever the session's ``events`` are, it is kept; its transport delivers it only if they
+        have it.
+
+        Args:
+            message: A JSON object, which becomes the data of the event; or any other value of
+                JSON, which stands in it as ``message``.
+
+        Returns:
+            The event, of the type ``client.message``.
+
+        Raises:
+            PayloadError: It is no JSON.
+            LimitError: It has more than ``Limits.max_event_bytes``.
+            UnknownSessionError: There is no such session.
+            SessionEndedError: It has ended.
+        """
+        return await self._manager.receive(self.id, message)
+
     # Its life.
+
+    async def update(self, changes: Mapping[str, Any]) -> Session:
+        """Change what its client asked for: ``await session.update({"events": None})``.
+
+        Args:
+            changes: Any of ``events``, ``webhook_url`` and ``headers``, each as a whole; ``None``
+                for what it is by default.
+
+        Returns:
+            A new handle; this one goes on to show what it was.
+
+        Raises:
+            ConfigError: A key that can't be changed, or a value that can't be had.
+            UnknownSessionError: There is no such session.
+            SessionEndedError: It has ended.
+        """
+        updated = await self._manager.update_session(self.id, changes)
+        updated.token = self.token
+        return updated
+
+    async def clear(self, before: Position | datetime | str) -> int:
+        """Drop the events before a place, but none that a transport is still to deliver.
+
+        Readers who have not come so far are told of a gap.
+
+        Args:
+            before: A position, or a moment; as text too. What stands there is kept.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            PositionError: A position of another session, or of no event there is; a text that is
+                neither a position nor a timestamp of RFC 3339.
+            ValueError: A ``datetime`` without a time zone.
+            UnknownSessionError: There is no such session.
+        """
+        return await self._manager.clear_events(self.id, before)
 
     @property
     def manager(self) -> CallbackManager:

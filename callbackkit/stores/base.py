@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -417,6 +417,28 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def update_session(
+        self, session_id: str, *, known: bytes, config: bytes, unowed: tuple[str, ...]
+    ) -> SessionRecord:
+        """Give a session another configuration, unless somebody else has done so meanwhile.
+
+        What is claimed from now on is delivered by it; what was owed stays owed.
+
+        Args:
+            session_id: The session.
+            known: The configuration that the other one was made of: where it is no longer that,
+                nothing is changed.
+            config: The other one, as JSON.
+            unowed: Event types that its transport is not to deliver.
+
+        Returns:
+            The session as it stands then; its ``config`` tells whether it was changed.
+
+        Raises:
+            SessionEndedError: The session has ended.
+        """
+
+    @abstractmethod
     async def touch(self, reads: Mapping[str, int | None]) -> None:
         """Tell that sessions are in use now, and up to which number they were read.
 
@@ -654,15 +676,20 @@ class Watch:
                 page = await store.read(session_id, after=position)
                 ...
                 await watch.wait(store.reconcile)
+
+    Attributes:
+        on_ring: Called at each ring, in whatever thread rings, with the number of the newest record
+            if the ring is for that alone, else with ``None``.
     """
 
-    __slots__ = ("_is_rung", "_topic", "_waiter", "_watches")
+    __slots__ = ("_is_rung", "_topic", "_waiter", "_watches", "on_ring")
 
     def __init__(self, watches: Watches, topic: str | None) -> None:
         self._watches = watches
         self._topic = topic
         self._is_rung = False
         self._waiter: Waiter | None = None
+        self.on_ring: Callable[[int | None], object] | None = None
 
     def __enter__(self) -> Self:
         self._watches.add(self._topic, self)
@@ -676,9 +703,18 @@ class Watch:
     ) -> None:
         self._watches.remove(self._topic, self)
 
-    def ring(self) -> None:
-        """Have whoever waits look again; from any thread."""
+    def ring(self, top: int | None = None) -> None:
+        """Have whoever waits look again; from any thread.
+
+        Args:
+            top: Number of the newest record, if nothing else has changed since this process
+                rang last.
+        """
         self._is_rung = True
+        # Looked at once: another thread may just be taking it away.
+        on_ring = self.on_ring
+        if on_ring is not None:
+            on_ring(top)
         waiter = self._waiter
         if waiter is not None:
             waiter.wake()
@@ -733,13 +769,13 @@ class Watches:
             if not watching:
                 self._by_topic.pop(topic, None)
 
-    def ring(self, topic: str | None) -> None:
-        """Ring the watches of one topic; from any thread."""
+    def ring(self, topic: str | None, top: int | None = None) -> None:
+        """Ring the watches of one topic, see :meth:`Watch.ring`; from any thread."""
         if topic in self._by_topic:
             with self._lock:
                 watching = list(self._by_topic.get(topic, ()))
             for watch in watching:
-                watch.ring()
+                watch.ring(top)
 
     def ring_all(self) -> None:
         """Ring every watch."""

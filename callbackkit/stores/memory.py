@@ -143,6 +143,17 @@ class MemoryStore(Store):
                     break
             return found
 
+    async def update_session(
+        self, session_id: str, *, known: bytes, config: bytes, unowed: tuple[str, ...]
+    ) -> SessionRecord:
+        with self._lock:
+            session = self._get(session_id)
+            if session.state != "active":
+                raise SessionEndedError(session_id)
+            if session.new.config == known:
+                session.new = attrs.evolve(session.new, config=config, unowed=unowed)
+            return session.record()
+
     async def touch(self, reads: Mapping[str, int | None]) -> None:
         with self._lock:
             now = self._now()
@@ -228,7 +239,7 @@ class MemoryStore(Store):
                 self._shed(session, now)
             if record.seq == session.first + 1 or key is not None:
                 self._schedule(session)
-        self._watches.ring(session_id)
+        self._watches.ring(session_id, record.seq)
         if owed and session.owed is not None:
             self._watches.ring(None)
         return Appended(session.epoch, record, True)

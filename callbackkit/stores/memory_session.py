@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, NamedTuple, cast
+from typing import NamedTuple
 
 import attrs
 
@@ -18,11 +18,9 @@ from callbackkit.stores.base import (
     SessionRecord,
     SessionState,
 )
+from callbackkit.stores.memory_log import Log
 
 __all__ = ["Known", "Letter", "Owed", "Session"]
-
-# Dropped records are cut off a log once there are this many and they are half of it.
-_COMPACT_AT: Final = 64
 
 
 class Known(NamedTuple):
@@ -55,11 +53,9 @@ class Session:
     """
 
     __slots__ = (
-        "_bytes",
-        "_head",
         "_last_at",
+        "_log",
         "_ordinal",
-        "_records",
         "attempts",
         "created_at",
         "cursor",
@@ -89,10 +85,8 @@ class Session:
         self.created_at: float = created_at
         self.touched_at: float = now
         self.leaves_at: float = math.inf
-        # Record number n stands at _records[_head + n - first].
-        self._records: list[Record | None] = []
-        self._head = 0
-        self._bytes = 0
+        # Made by the first record: many sessions have none.
+        self._log: Log | None = None
         self._last_at = 0
         self._ordinal = 0
         self.first: int = 1
@@ -131,40 +125,36 @@ class Session:
         self.top += 1
         if owed:
             self._ordinal += 1
-        record = Record(self.top, at, event_type, body, owed, self._ordinal)
-        self._records.append(record)
-        self._bytes += len(body)
-        return record
+        kept = (self.top, at, event_type, body, owed, self._ordinal)
+        log = self._log
+        if log is None:
+            log = self._log = Log()
+        log.append(kept)
+        return Record._make(kept)
 
     def slice(self, begin: int, end: int | None) -> list[Record]:
         """Return the records from one number, which is kept, up to before another."""
-        shift = self._head - self.first
-        stop = None if end is None else end + shift
-        # Only what stands before _head is None.
-        return cast("list[Record]", self._records[begin + shift : stop])
+        if self._log is None:
+            return []
+        first = self.first
+        return self._log.slice(begin - first, None if end is None else end - first)
 
     def at(self, seq: int) -> Record | None:
         """Return a record, or ``None`` if it is not kept."""
-        if self.first <= seq <= self.top:
-            return self._records[self._head + seq - self.first]
+        if self._log is not None and self.first <= seq <= self.top:
+            return self._log.at(seq - self.first)
         return None
 
     def oldest(self) -> Record:
         """Return the oldest record; there has to be one."""
-        record = self._records[self._head]
-        assert record is not None
-        return record
+        assert self._log is not None
+        return self._log.at(0)
 
     def drop(self) -> None:
-        """Drop the oldest record."""
-        head = self._head
-        self._bytes -= len(self.oldest().body)
-        self._records[head] = None
-        self._head = head + 1
+        """Drop the oldest record; there has to be one."""
+        assert self._log is not None
+        self._log.drop()
         self.first += 1
-        if self._head >= _COMPACT_AT and self._head * 2 >= len(self._records):
-            del self._records[: self._head]
-            self._head = 0
 
     def clear(self) -> None:
         """Drop all but the figures and dead letters; nobody can read it any more."""
@@ -172,9 +162,7 @@ class Session:
         self.settled = self._ordinal
         self.cursor = self.top
         self.first = self.top + 1
-        self._records = []
-        self._head = 0
-        self._bytes = 0
+        self._log = None
         self.keys = None
         if not self.letters:
             self.attempts = None
@@ -195,7 +183,7 @@ class Session:
             return False
         if kept.max_events is not None and count > kept.max_events:
             return True
-        if kept.max_bytes is not None and self._bytes > kept.max_bytes:
+        if kept.max_bytes is not None and self._log and self._log.size > kept.max_bytes:
             return True
         if wall is None or kept.max_age is None:
             return False

@@ -148,6 +148,11 @@ class SQLiteStore(Store):
     ) -> Sequence[SessionRecord]:
         return await self._read(reader.sessions, state, owner, after, limit)
 
+    async def update_session(
+        self, session_id: str, *, known: bytes, config: bytes, unowed: tuple[str, ...]
+    ) -> SessionRecord:
+        return await self._writers.do(log.update_session, session_id, known, config, unowed)
+
     async def touch(self, reads: Mapping[str, int | None]) -> None:
         await self._writers.do(log.touch, dict(reads))
 

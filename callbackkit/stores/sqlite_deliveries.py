@@ -194,7 +194,7 @@ def retry(
         work.move(row)
     _note(work, row, attempt)
     # Whoever claims looks at when it is due.
-    work.rings.add(None)
+    work.rings[None] = None
 
 
 def park(
@@ -277,7 +277,7 @@ def redrive(work: Work, session_id: str, ids: Collection[str] | None) -> int:
         letter.save(work)
         count += 1
     if count:
-        work.rings.add(None)
+        work.rings[None] = None
     return count
 
 

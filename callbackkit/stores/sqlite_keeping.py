@@ -78,7 +78,7 @@ def owe(work: Work, row: Row) -> None:
     if row.due_at is None:
         row.due_at = work.now
         work.move(row)
-    work.rings.add(None)
+    work.rings[None] = None
 
 
 def shed(work: Work, row: Row) -> None:

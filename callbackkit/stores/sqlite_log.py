@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -30,7 +31,15 @@ from callbackkit.stores.sqlite_row import (
 )
 from callbackkit.stores.sqlite_work import IdTakenError, Work
 
-__all__ = ["append", "create_session", "delete_session", "end_session", "touch", "trim"]
+__all__ = [
+    "append",
+    "create_session",
+    "delete_session",
+    "end_session",
+    "touch",
+    "trim",
+    "update_session",
+]
 
 # Idempotency keys one session may have at a time.
 _MOST_KEYS: Final = 100_000
@@ -41,6 +50,7 @@ _KNOWN: Final = """
 """
 _REMEMBER: Final = "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FORGET: Final = "DELETE FROM idempotency WHERE sid = ? AND key = ?"
+_UPDATE: Final = "UPDATE session SET config = ?, unowed = ? WHERE sid = ?"
 
 
 # Sessions.
@@ -59,6 +69,20 @@ def create_session(work: Work, new: NewSession, max_sessions: int | None) -> Ses
     row.check_at = next_check(work, row)
     work.add(row)
     work.sums.readable += 1
+    return session_record(row)
+
+
+def update_session(
+    work: Work, session_id: str, known: bytes, config: bytes, unowed: tuple[str, ...]
+) -> SessionRecord:
+    """Give a session another configuration, if it is still the known one."""
+    row = work.get(session_id)
+    if row.state != ACTIVE:
+        raise SessionEndedError(session_id)
+    if row.config == known:
+        row.config = config
+        row.unowed = json.dumps(unowed)
+        work.execute(_UPDATE, (row.config, row.unowed, row.sid))
     return session_record(row)
 
 
@@ -122,7 +146,7 @@ def append(
     if record.seq == row.first + 1 and row.max_age is not None:
         # The newest is kept whatever its age; the one before it is what may get too old.
         row.stay(row.oldest(work.connection).at / 1e6 + row.max_age)
-    work.ring(row)
+    work.ring(row, record.seq)
     return Appended(row.epoch, record, True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -77,7 +77,8 @@ class Poller(Watches):
         """Ring a watch no longer."""
         super().remove(topic, watch)
         with self._guard:
-            if not len(self):
+            # Not while it closes: the thread is to find out, and may be about to wait for this.
+            if not len(self) and not self._is_over.is_set():
                 self._is_wanted.clear()
 
     # What the writer tells, from its thread.
@@ -92,14 +93,14 @@ class Poller(Watches):
         # What happened before that is not known.
         self.ring_all()
 
-    def committed(self, change: int, topics: Iterable[str | None]) -> None:
-        """Wake for a transaction of this process."""
+    def committed(self, change: int, rings: Mapping[str | None, int | None]) -> None:
+        """Wake for a transaction of this process; by topic the newest record, if that is all."""
         with self._guard:
             # Unless another process came in between; then the thread looks.
             if self._seen == change - 1:
                 self._seen = change
-        for topic in topics:
-            self.ring(topic)
+        for topic, top in rings.items():
+            self.ring(topic, top)
 
     def close(self) -> None:
         """Wait for the thread to end."""

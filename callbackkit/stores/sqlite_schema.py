@@ -31,7 +31,7 @@ _TABLES: Final = (
         gone_retries INTEGER NOT NULL
     )
     """,
-    # What a session was created with; never changes.
+    # What a session was created with; of it only the configuration changes, and seldom.
     """
     CREATE TABLE session (
         sid INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -97,7 +97,7 @@ class Work:
         self.wall: Callable[[], float] = wall
         self.now: float = sums.now
         self.sums: Sums = sums
-        self.rings: set[str | None] = set()
+        self.rings: dict[str | None, int | None] = {}
         self._rows = rows
         self._listed: list[Row] = []
         self._changes = connection.total_changes
@@ -169,11 +169,17 @@ class Work:
         row.is_moved = True
         self.touch(row)
 
-    def ring(self, row: Row) -> None:
-        """Wake who reads a session, in this process and others."""
+    def ring(self, row: Row, top: int | None = None) -> None:
+        """Wake who reads a session, in this process and others.
+
+        Args:
+            row: The session.
+            top: Number of its newest record, if that is all that is new.
+        """
         row.change = self.sums.change
         self._list(row)
-        self.rings.add(row.id)
+        is_more = top is None or self.rings.get(row.id, 0) is None
+        self.rings[row.id] = None if is_more else top
 
     def _list(self, row: Row) -> None:
         if not row.is_listed:

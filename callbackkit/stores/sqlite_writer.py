@@ -56,7 +56,7 @@ class Writer(Worker):
         self,
         place: Place,
         opened: Callable[[int], None],
-        committed: Callable[[int, set[str | None]], None],
+        committed: Callable[[int, dict[str | None, int | None]], None],
     ) -> None:
         self._place = place
         self._opened = opened

@@ -235,6 +235,14 @@ class FailpointStore(Store):
             "sessions", sessions, state=state, owner=owner, after=after, limit=limit
         )
 
+    async def update_session(
+        self, session_id: str, *, known: bytes, config: bytes, unowed: tuple[str, ...]
+    ) -> SessionRecord:
+        update = self._inner.update_session
+        return await self._pass(
+            "update_session", update, session_id, known=known, config=config, unowed=unowed
+        )
+
     async def touch(self, reads: Mapping[str, int | None]) -> None:
         await self._pass("touch", self._inner.touch, reads)
 

@@ -118,6 +118,20 @@ class StoreDriver:
             )
         )
 
+    def update(self, number: int, config: bytes, unowed: tuple[str, ...], is_late: bool) -> None:
+        session = self.pick(number)
+        update = self.bench.store.update_session
+        known = b"late" if is_late else session.config
+        change: dict[str, Any] = {"known": known, "config": config, "unowed": unowed}
+        if not self.is_there(session, update, **change):
+            return
+        if session.state != "active":
+            self.refused(SessionEndedError, update, session.id, **change)
+            return
+        if not is_late:
+            session.config, session.unowed = config, unowed
+        self.compare(self.do(update, session.id, **change), session)
+
     def end(self, number: int, linger: float) -> None:
         session = self.pick(number)
         if not self.is_there(session, self.bench.store.end_session, linger=1):
@@ -254,6 +268,8 @@ class StoreDriver:
         same(figures, wanted.figures(), f"the figures of {what}")
         known = (seen.state, seen.first, seen.top, seen.epoch)
         same(known, (wanted.state, wanted.first, wanted.top, wanted.epoch), f"{what} as it stands")
+        asked = (seen.config, seen.unowed)
+        same(asked, (wanted.config, wanted.unowed), f"what {what} was asked for")
 
     def compare_letters(self, session: ModelSession) -> None:
         """Compare the dead letters of a session, and its tries."""

@@ -40,6 +40,9 @@ _settling = st.sampled_from(["ack", "ack", "ack", "retry", "retry", "park", "par
 _adding = st.sampled_from(["owed", "owed", "not owed", "a", "b"])
 _afters = st.none() | st.just("elsewhere") | st.integers(0, 12)
 _limits = st.integers(1, 6)
+_configs = st.sampled_from([b"{}", b'{"a":1}', b'{"a":2}'])
+_unowed = st.sampled_from([(), ("progress",), ("thinking", "progress")])
+_seldom = st.sampled_from([False, False, False, True])
 
 
 def check_machine(room: Room, *, examples: int, shrink: bool = True) -> None:
@@ -112,6 +115,10 @@ class StoreMachine(RuleBasedStateMachine):
             self._driver.delete(number)
         else:
             self._driver.end(number, 20.125 if way == "end" else LONG)
+
+    @rule(number=_picks, config=_configs, unowed=_unowed, is_late=_seldom)
+    def update(self, number: int, config: bytes, unowed: tuple[str, ...], is_late: bool) -> None:
+        self._driver.update(number, config, unowed, is_late)
 
     @rule(number=_picks, adds=st.lists(st.tuples(_adding, _flags), min_size=1, max_size=6))
     def append(self, number: int, adds: list[tuple[str, bool]]) -> None:

@@ -91,6 +91,8 @@ class ModelSession:
     max_pending: int
     ttl: float | None
     touched_at: float
+    config: bytes = b"{}"
+    unowed: tuple[str, ...] = ()
     leaves_at: float = math.inf
     state: SessionState = "active"
     is_known: bool = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+import attrs
+
 from callbackkit.errors import (
     LimitError,
     SessionDeletedError,
@@ -34,6 +36,9 @@ def _verbs(bench: Bench, session_id: str) -> dict[str, Callable[[], Awaitable[ob
         "dead_letters": lambda: store.dead_letters(session_id),
         "redrive": lambda: store.redrive(session_id),
         "attempts": lambda: store.attempts(session_id),
+        "update_session": lambda: store.update_session(
+            session_id, known=b"{}", config=b"{}", unowed=()
+        ),
         "end_session": lambda: store.end_session(session_id, linger=1),
         "delete_session": lambda: store.delete_session(session_id, linger=1),
     }
@@ -149,6 +154,73 @@ async def an_id_used_again_is_listed_once(bench: Bench) -> None:
 async def a_session_that_never_was_is_unknown(bench: Bench) -> None:
     """Every verb refuses a session that never was."""
     await _check_unknown(bench, "never", UnknownSessionError)
+
+
+# Changing them.
+
+
+async def a_session_is_changed(bench: Bench) -> None:
+    """A session that is given another configuration has it, and is otherwise as it was."""
+    before = await bench.pushes(owner="me", config=b'{"a":1}', unowed=("a",), ttl=_LONG)
+    other = await bench.pushes("other", config=b'{"a":1}')
+    await bench.add("p", 2)
+    update = bench.store.update_session
+    changed = await update("p", known=b'{"a":1}', config=b'{"a":2}', unowed=("b", "c"))
+    same((changed.config, changed.unowed), (b'{"a":2}', ("b", "c")), "what update_session gives")
+    wanted = attrs.evolve(before, config=b'{"a":2}', unowed=("b", "c"), top=2, sent=2, queued=2)
+    same(await bench.store.get_session("p"), wanted, "what get_session gives")
+    listed = {each.id: each for each in await bench.store.sessions()}
+    same(listed, {"p": wanted, "other": other}, "what sessions gives")
+    same(len(await bench.kept("p")), 2, "how many records are kept")
+    same((await bench.store.end_session("p", linger=_LONG)).unowed, ("b", "c"), "at the end")
+
+
+async def a_change_of_what_is_old_changes_nothing(bench: Bench) -> None:
+    """Of two changes made of the same configuration one is made; the other sees what is now."""
+    await bench.reads(config=b"1")
+    update = bench.store.update_session
+    await update("r", known=b"1", config=b"2", unowed=("a",))
+    late = await update("r", known=b"1", config=b"3", unowed=("b",))
+    same((late.config, late.unowed), (b"2", ("a",)), "what the later one gives")
+    session = await bench.store.get_session("r")
+    same((session.config, session.unowed), (b"2", ("a",)), "the session")
+    again = await update("r", known=b"2", config=b"3", unowed=())
+    same((again.config, again.unowed), (b"3", ()), "what it gives, made of what is now")
+
+
+async def an_ended_session_is_not_changed(bench: Bench) -> None:
+    """A session that has ended keeps its configuration."""
+    await bench.reads(config=b"1")
+    ended = await bench.store.end_session("r", linger=_LONG)
+    update = bench.store.update_session("r", known=b"1", config=b"2", unowed=())
+    error = await raises(SessionEndedError, update, "a change")
+    same(error.session_id, "r", "the id in the error")
+    same(await bench.store.get_session("r"), ended, "the session")
+
+
+async def what_is_owed_goes_by_the_change(bench: Bench) -> None:
+    """Claims from now on have the new configuration, dead letters and the next claim too."""
+    await bench.pushes(config=b"1")
+    await bench.add("p", 4)
+    claim = await bench.claim_one()
+    same(claim.config, b"1", "the configuration of a claim before")
+    await bench.store.update_session("p", known=b"1", config=b"2", unowed=("progress",))
+    next_one = await bench.store.ack(claim, 1, None, lease=bench.period)
+    hold(next_one is not None, "what was owed stays owed")
+    assert next_one is not None
+    same(next_one.config, b"2", "the configuration of the next claim")
+    await bench.bury(next_one, upto=4)
+    await bench.store.redrive("p")
+    same((await bench.claim_one()).config, b"2", "the configuration of a claim on a dead letter")
+
+
+async def a_change_does_not_keep_a_session(bench: Bench) -> None:
+    """Being changed is no use: a session expires as if it had not been."""
+    await bench.reads(ttl=bench.period, config=b"1")
+    await bench.let_pass(bench.period * 0.6)
+    await bench.store.update_session("r", known=b"1", config=b"2", unowed=())
+    await bench.let_pass(max(bench.period * 0.6, _SLACK))
+    same(await bench.sweep(), ["r"], "sessions that went")
 
 
 # Reading them.
@@ -357,6 +429,11 @@ SESSION_LAWS: Final[tuple[Law, ...]] = (
     sessions_are_listed,
     an_id_used_again_is_listed_once,
     a_session_that_never_was_is_unknown,
+    a_session_is_changed,
+    a_change_of_what_is_old_changes_nothing,
+    an_ended_session_is_not_changed,
+    what_is_owed_goes_by_the_change,
+    a_change_does_not_keep_a_session,
     the_cursor_never_goes_back,
     nobody_reads_what_is_not_there,
     reading_delivers_nothing_that_is_pushed,

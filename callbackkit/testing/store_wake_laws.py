@@ -57,6 +57,23 @@ async def _change(bench: Bench, change: str) -> None:
         await bench.store.delete_session(change, linger=_LONG)
 
 
+async def a_ring_tells_how_far_the_log_goes(bench: Bench) -> None:
+    """A ring has the number of the newest record, or none; what is more than an append has none."""
+    rings: list[int | None] = []
+    for change in ("append", "end", "deletion"):
+        await bench.reads(change)
+        rings.clear()
+        with bench.store.watch(change) as watch:
+            watch.on_ring = rings.append
+            await _change(bench, change)
+            await _is_woken(bench, watch, f"an {change}")
+        known = {1, None} if change == "append" else {None}
+        hold(
+            bool(rings) and set(rings) <= known,
+            f"an {change} of record 1 rings {known}, not {rings}",
+        )
+
+
 async def what_falls_due_wakes(bench: Bench) -> None:
     """Who waits for deliveries is woken when an append, a settling or a redrive makes one due."""
     await bench.pushes()
@@ -81,5 +98,6 @@ async def what_falls_due_wakes(bench: Bench) -> None:
 WAKE_LAWS: Final[tuple[Law, ...]] = (
     a_change_wakes,
     a_change_wakes_who_waits,
+    a_ring_tells_how_far_the_log_goes,
     what_falls_due_wakes,
 )

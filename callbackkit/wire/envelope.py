@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any, Final, NoReturn, Protocol, cast
 
 from callbackkit.errors import PayloadError, PositionError, WireError
-from callbackkit.events import GAP, Event, Position
+from callbackkit.events import END, GAP, Event, Position
 
 __all__ = [
     "Codec",
@@ -29,6 +29,7 @@ __all__ = [
     "encode_event",
     "encode_events",
     "encode_json",
+    "end_event",
     "gap_event",
     "parse_timestamp",
     "timestamp_text",
@@ -368,11 +369,37 @@ def parse_timestamp(text: str) -> int:
         ) from exc
 
 
-# Gaps.
+# What stands in no log.
+
+
+def end_event(
+    session_id: str, position: Position | None, state: str, *, microseconds: int
+) -> Event:
+    """Return the event that tells a reader that a session is over; its ``data`` has the *state*.
+
+    Args:
+        session_id: The session.
+        position: Where the reader is; its own.
+        state: ``"ended"`` or ``"deleted"``.
+        microseconds: Timestamp.
+    """
+    where = Position(_NO_EPOCH, 0) if position is None else position
+    body = encode_body(_JSON, {"state": state})
+    return Event(where, END, microseconds, session_id, body, _JSON.decode)
+
+
+# Of a reader that knows no position yet.
+_NO_EPOCH: Final = "none"
 
 
 def gap_event(
-    session_id: str, epoch: str, *, asked: Position | None, first: int, microseconds: int
+    session_id: str,
+    epoch: str,
+    *,
+    asked: Position | None,
+    first: int,
+    microseconds: int,
+    is_exact: bool = True,
 ) -> Event:
     """Return the event that stands for those a reader asked for and can't get.
 
@@ -387,6 +414,7 @@ def gap_event(
         asked: The last position the reader has seen; ``None`` for none.
         first: Number of the oldest record kept, the next one the reader gets.
         microseconds: Timestamp: that of the oldest record kept, or now if none is.
+        is_exact: The reader misses all of these; else ``missed`` is ``None``.
 
     Raises:
         ValueError: The reader misses nothing.
@@ -399,6 +427,6 @@ def gap_event(
     data = {
         "from": str(Position(epoch, seen.seq + 1) if is_known else seen),
         "to": str(last),
-        "missed": last.seq - seen.seq if is_known else None,
+        "missed": last.seq - seen.seq if is_known and is_exact else None,
     }
     return Event(last, GAP, microseconds, session_id, encode_body(_JSON, data), _JSON.decode)

@@ -6,6 +6,10 @@ from functools import partial
 
 from tests.benchmarks.async_dispatch import concurrent, sequential, timeouts
 from tests.benchmarks.delivery import delivering
+from tests.benchmarks.fan_out import server_sent, websockets
+from tests.benchmarks.fan_out_idle import held_open
+from tests.benchmarks.fan_out_latency import keeping_pace
+from tests.benchmarks.fan_out_polling import polled
 from tests.benchmarks.harness import Table
 from tests.benchmarks.import_time import importing
 from tests.benchmarks.registration import churn, memory, rotation
@@ -32,13 +36,17 @@ from tests.benchmarks.sync_dispatch import by_name, one_raises
 Build = Callable[[], AbstractContextManager[Table]]
 
 
-def all_tables(registered: int = 100_000, streamed: int = 100_000) -> dict[str, Build]:
+def all_tables(
+    registered: int = 100_000, streamed: int = 100_000, clients: int = 100
+) -> dict[str, Build]:
     """Return what builds each table.
 
     Args:
         registered: How many callbacks "many" are.
         streamed: How many tokens a stream has, 200 or more; a tenth where each is waited for, a
             hundredth where there is a pause before each.
+        clients: How many read one session; ten times as many read one each, a hundred times as many
+            read and get nothing.
     """
     waited_for = streamed // 10
     paused = streamed // 100
@@ -80,4 +88,9 @@ def all_tables(registered: int = 100_000, streamed: int = 100_000) -> dict[str, 
         "session-emit": emitting,
         "delivery": partial(delivering, registered // 10),
         "session-idle": partial(idle, registered // 10),
+        "poll": partial(polled, 100, 10_000),
+        "fan-out-sse": partial(server_sent, clients),
+        "fan-out-websocket": partial(websockets, clients),
+        "fan-out-latency": partial(keeping_pace, 10 * clients, min(clients, 80)),
+        "fan-out-idle": partial(held_open, 100 * clients),
     }

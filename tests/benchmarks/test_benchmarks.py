@@ -3,6 +3,7 @@ import random
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.benchmarks.harness import Case, Measure, Row, Table, peer, run_table,
 from tests.benchmarks.report import is_binding, rendered
 from tests.benchmarks.tables import Build, all_tables
 
-TINY = all_tables(registered=20, streamed=200)
+TINY = all_tables(registered=20, streamed=200, clients=2)
 run_once = partial(run_table, rounds=1, min_time=0.0, rng=random.Random(1))
 
 
@@ -23,7 +24,15 @@ def ours(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "callbackkit" in row.name and "limit" not in row.name]
 
 
-@pytest.mark.parametrize("build", TINY.values(), ids=TINY.keys())
+def parameters() -> list[Any]:
+    """Each table, those that start servers marked so."""
+    return [
+        pytest.param(build, id=name, marks=[pytest.mark.real_server] * name.startswith("fan-out"))
+        for name, build in TINY.items()
+    ]
+
+
+@pytest.mark.parametrize("build", parameters())
 def test_every_case_of_a_table_runs(build: Build) -> None:
     with build() as table:
         rows = run_once(table)

@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 from callbackkit.delivery.desk import Desk
+from callbackkit.delivery.observers import Observers
 from callbackkit.stores.memory import MemoryStore
 from tests.delivery.rig import Config, Told
 
@@ -21,6 +22,7 @@ def desk(**options) -> Desk:
         random=lambda: 0.5,
         worker="w",
         concurrency=1,
+        observers=Observers(),
     )
 
 

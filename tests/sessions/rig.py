@@ -73,6 +73,13 @@ class ToldStore(MemoryStore):
             await self.after["read"]()
         return page
 
+    async def tail(self, session_id: str, *, limit: int) -> Page:
+        await self._ask("read")
+        page = await super().tail(session_id, limit=limit)
+        if "read" in self.after:
+            await self.after["read"]()
+        return page
+
     async def end_session(self, session_id: str, *, linger: float) -> SessionRecord:
         await self._ask("end_session")
         return await super().end_session(session_id, linger=linger)

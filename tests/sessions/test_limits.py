@@ -7,7 +7,7 @@ import pytest
 from callbackkit import CallbackManager, LimitError, Limits, MemoryStore, Retention, Transport
 from callbackkit.stores.base import NewSession
 
-NAMES = ("max_sessions", "max_event_bytes", "max_readers", "max_pending")
+NAMES = ("max_sessions", "max_event_bytes", "max_readers", "max_pending", "max_requests")
 # What an event without anything in it has, as JSON.
 ENVELOPE = len(b'{"conversation_id":null,"data":{"text":""},"metadata":{}}')
 
@@ -67,6 +67,10 @@ async def test_unless_told_otherwise_a_store_has_200_000_sessions_and_owes_each_
     await CallbackManager(store, [Never()]).create_session({"delivery_method": "never"})
     [(new, max_sessions)] = store.asked
     assert (max_sessions, new.max_pending) == (200_000, 10_000)
+
+
+def test_unless_told_otherwise_a_session_has_1000_requests_in_10_seconds():
+    assert Limits().max_requests == 1_000
 
 
 async def test_what_a_transport_does_not_take_is_bounded_twice():

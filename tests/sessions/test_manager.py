@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,6 +31,7 @@ from callbackkit import (
     LimitError,
     Limits,
     MemoryStore,
+    Position,
     Registration,
     Retention,
     Session,
@@ -41,6 +43,8 @@ from callbackkit import (
 from callbackkit.delivery.transport import DeliveryConfig
 from callbackkit.sessions.manager import OPERATORS
 from callbackkit.stores.base import Swept
+from callbackkit.stores.sqlite import SQLiteStore
+from callbackkit.testing import FailpointStore
 from callbackkit.testing.clock import ManualClock
 from tests.sessions.rig import (
     PATIENCE,
@@ -877,7 +881,7 @@ async def test_filters_of_many_sessions_are_kept_at_hand_and_not_of_all():
     for _ in range(10_050):
         session = await manager.create_session({"events": ["n"]})
         assert await session.emit("other") is None
-    assert len(manager._known) == 10_000
+    assert len(manager._filters) == 10_000
 
 
 # Handing over.
@@ -1345,7 +1349,7 @@ def test_many_sessions_expire_and_leave_nothing_behind():
     clock.advance(61)
     anyio.run(sweep)
     gc.collect()
-    assert not manager._known
+    assert not len(manager._filters)
     assert sys.getallocatedblocks() - before < held / 20
     assert anyio.run(manager.stats).total_sessions == 0
     assert store.largest == 100
@@ -1393,3 +1397,159 @@ async def test_nothing_secret_stands_in_the_log(caplog: pytest.LogCaptureFixture
     for secret in (session.token, session.config.webhook_secret):
         assert secret is not None
         assert secret not in text
+
+
+# Several processes, and changes that meet.
+
+
+async def two_handles(tmp_path: Path, config: Any) -> tuple[Session, Session, FailpointStore]:
+    """Return a session as two managers of one file hold it, and the store of the first."""
+    path = tmp_path / "events.db"
+    store = FailpointStore(SQLiteStore(path))
+    here, there = CallbackManager(store), CallbackManager(SQLiteStore(path))
+    session = await here.create_session(config)
+    return session, await there.get_session(session.id), store
+
+
+async def close(*sessions: Session) -> None:
+    for session in sessions:
+        await session.manager.store.aclose()
+
+
+async def test_changes_that_meet_are_both_kept(tmp_path: Path):
+    here, there, store = await two_handles(tmp_path, {"events": ["n"], "headers": {"a": "1"}})
+    pause = store.pause("update_session")
+    async with anyio.create_task_group() as group:
+        group.start_soon(here.update, {"events": ["m"]})
+        assert await pause.reached()
+        await there.update({"headers": {"b": "2"}})
+        pause.release()
+    for handle in (here, there):
+        config = (await handle.manager.get_session(handle.id)).config
+        assert (config.events, config.headers) == (("m",), {"b": "2"})
+    await close(here, there)
+
+
+async def test_a_change_that_is_undone_meanwhile_is_made_all_the_same(tmp_path: Path):
+    here, there, store = await two_handles(tmp_path, {"events": ["n"]})
+    pause = store.pause("update_session")
+    async with anyio.create_task_group() as group:
+        group.start_soon(here.update, {"events": ["m"]})
+        assert await pause.reached()
+        await there.update({"events": None})
+        await there.update({"events": ["n"]})
+        pause.release()
+    assert (await there.manager.get_session(here.id)).config.events == ("m",)
+    await close(here, there)
+
+
+async def test_a_change_that_failed_changed_nothing(tmp_path: Path):
+    here, there, store = await two_handles(tmp_path, {"events": ["n"]})
+    store.fail("update_session", StoreUnavailableError("disk full"))
+    with pytest.raises(StoreUnavailableError):
+        await here.update({"events": ["m"]})
+    assert await here.emit("m") is None
+    assert (await there.manager.get_session(here.id)).config.events == ("n",)
+    assert (await here.update({"events": ["m"]})).config.events == ("m",)
+    await close(here, there)
+
+
+class Choosy(Told):
+    """Takes no URL but one, and some events only if they are named."""
+
+    only_when_named = frozenset({"m"})
+
+    def check(self, config: DeliveryConfig) -> None:
+        if config.webhook_url == "https://example.com/wrong":
+            raise ConfigError("webhook_url", "is wrong")
+
+
+async def test_a_change_is_checked_by_the_transport_and_what_it_is_owed_goes_by_it():
+    transport = Choosy()
+    async with CallbackManager(transports=[transport]) as manager:
+        session = await manager.create_session({"delivery_method": "told"})
+        with pytest.raises(ConfigError, match="webhook_url: is wrong"):
+            await session.update({"webhook_url": "https://example.com/wrong"})
+        await session.emit("m")
+        await session.update({"headers": {"a": "1"}})
+        await session.emit("m")
+        await session.update({"events": ["m"], "webhook_url": "https://example.com/right"})
+        await session.emit("m")
+        await until(lambda: transport.done)
+        (delivery,) = transport.done
+        assert [each.position.seq for each in delivery.events] == [3]
+        assert delivery.config.webhook_url == "https://example.com/right"
+
+
+async def test_a_change_takes_the_transport_of_the_session():
+    store = MemoryStore()
+    session = await CallbackManager(store, [Told()]).create_session({"delivery_method": "told"})
+    with pytest.raises(ConfigError, match="no transport 'told' here"):
+        await CallbackManager(store).update_session(session.id, {"events": None})
+
+
+async def test_a_webhook_keeps_its_url_and_its_secret():
+    manager = CallbackManager(transports=[Hook()])
+    session = await manager.create_session({"webhook_url": "https://example.com/hook"})
+    changed = await session.update({"webhook_url": "https://example.com/other"})
+    assert changed.config.webhook_secret == session.config.webhook_secret is not None
+    with pytest.raises(ConfigError, match="webhook_url: is required"):
+        await session.update({"webhook_url": None})
+
+
+class Hook(Told):
+    name = "webhook"
+
+
+async def test_what_other_processes_clear_is_a_gap_here(tmp_path: Path):
+    here, there, _ = await two_handles(tmp_path, None)
+    await emit_numbers(here, range(5))
+    last = (await take(here.subscribe(), 5))[-1]
+    assert await there.clear(last.position) == 4
+    async with here.subscribe(after=f"{last.position.epoch}-1") as reader:
+        gap, event = await take(reader, 2)
+    assert (gap.is_gap, numbers_of([event])) == (True, [4])
+    await close(here, there)
+
+
+# Noting what was read otherwise.
+
+
+async def test_what_was_answered_with_a_page_counts_as_read():
+    manager = CallbackManager()
+    session = await manager.create_session()
+    await emit_numbers(session, range(5))
+    page = await manager.store.read(session.id, limit=3)
+    manager.note_read(session.id, Position(page.epoch, page.records[-1].seq))
+    stats = await session.stats()
+    assert (stats.events_delivered, stats.queued_events) == (3, 2)
+
+
+async def test_a_moment_is_located():
+    manager = CallbackManager()
+    session = await manager.create_session()
+    await emit_numbers(session, range(5))
+    events = await take(session.subscribe(), 5)
+    for event in events:
+        moment = round(event.timestamp.timestamp() * 1e6)
+        assert await manager.locate(session.id, moment) == event.position
+    with pytest.raises(UnknownSessionError):
+        await manager.locate("never", 0)
+
+
+# Filters that change while events are handed over.
+
+
+async def test_what_is_handed_over_goes_by_the_filter_as_it_is_when_it_is_not_at_hand():
+    store = MemoryStore()
+    async with CallbackManager(store) as manager, CallbackManager(store) as other:
+        session = await manager.create_session({"events": ["n"]})
+        await other.update_session(session.id, {"events": ["m"]})
+        manager._filters.forget(session.id)
+        futures = [session.emit_soon(name) for name in "nmn"]
+        await until(lambda: all(each.done() for each in futures))
+        assert [each.result(0) is None for each in futures] == [True, False, True]
+        await manager.delete_session(session.id)
+        future = session.emit_soon("m")
+        await until(future.done)
+        assert isinstance(future.exception(0), SessionDeletedError)

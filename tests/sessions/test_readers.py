@@ -3,6 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,9 @@ def test_readers_are_counted_by_what_they_read_through(readers: Readers):
 
 def test_one_that_was_let_go_of_is_forgotten_at_once(readers: Readers):
     left = reader(readers)
-    left.circle = left
-    del left
+    circle: list[Any] = [left]
+    circle.append(circle)
+    del left, circle
     reader(readers)
     gc.collect()
     assert readers._open == {}

@@ -5,7 +5,7 @@ import anyio
 import pytest
 
 from callbackkit import Position, Retention
-from callbackkit.stores.base import SessionRecord, Watches, delivery_id, steady_time
+from callbackkit.stores.base import SessionRecord, Watch, Watches, delivery_id, steady_time
 
 
 def test_a_retention_has_bounds_above_0_or_none() -> None:
@@ -77,6 +77,40 @@ async def test_every_watch_of_a_topic_is_rung() -> None:
         assert not await other.wait(0)
         watches.ring_all()
         assert await other.wait(0)
+
+
+def test_a_ring_is_told_with_the_newest_record_if_it_is_for_that_alone() -> None:
+    watches = Watches()
+    rings: list[int | None] = []
+    with watches.watch("s1") as watch, watches.watch("s1") as silent:
+        watch.on_ring = rings.append
+        watches.ring("s1", 7)
+        watches.ring("s1")
+        watches.ring("s2", 8)
+        watches.ring_all()
+        watch.ring(9)
+        assert silent.on_ring is None
+    watches.ring("s1", 10)
+    assert rings == [7, None, None, 9]
+
+
+def test_a_ring_may_come_while_another_thread_ends_the_watch() -> None:
+    rings: list[int | None] = []
+    seen: list[object] = [rings.append, None]
+
+    class Ending(Watch):
+        """Is looked at, and before it is looked at again somebody has taken it back."""
+
+        @property
+        def on_ring(self):  # type: ignore[override]
+            return seen.pop(0)
+
+        @on_ring.setter
+        def on_ring(self, callback):
+            del callback
+
+    Ending(Watches(), "s1").ring(7)
+    assert rings == [7]
 
 
 def test_nothing_is_left_of_a_watch_that_is_over() -> None:

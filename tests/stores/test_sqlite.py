@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -292,6 +293,50 @@ async def test_a_job_that_fails_half_way_takes_no_other_with_it(store: SQLiteSto
     assert (await store.totals()).sent == 3
 
 
+async def test_a_change_of_a_session_is_taken_back_with_its_transaction(
+    store: SQLiteStore,
+) -> None:
+    """Those of the same transaction are done again: what is remembered of it is what is kept."""
+    await store.create_session(new("other", pushes=True, method="push", config=b"1"))
+    await store.append("other", "a", BODY)
+
+    async def fail() -> None:
+        with pytest.raises(StoreError):
+            await store.append("s", "a", [1])  # type: ignore[arg-type]
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fail)
+        tasks.start_soon(partial(change, store, "other", b"1", b"2"))
+        tasks.start_soon(fail)
+    with pytest.raises(StoreError):
+        await change(store, "other", b"2", [3])  # type: ignore[arg-type]
+    assert (await store.get_session("other")).config == b"2"
+    (claim,) = (await store.claim(methods=["push"], limit=5, lease=60)).claims
+    assert claim.config == b"2"
+
+
+async def change(store: SQLiteStore, session_id: str, known: bytes, config: bytes) -> None:
+    await store.update_session(session_id, known=known, config=config, unowed=())
+
+
+async def test_a_change_of_a_session_outlives_the_process(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.create_session(new(config=b"1", unowed=("a",)))
+    types = ("progress", "a'b", "\ud800")
+    changed = await store.update_session("s", known=b"1", config=b"2\xff", unowed=types)
+    await store.aclose()
+    assert (changed.config, changed.unowed) == (b"2\xff", types)
+    assert await store.get_session("s") == changed
+    assert await store.update_session("s", known=b"1", config=b"3", unowed=()) == changed
+    await store.aclose()
+
+
+async def test_a_change_that_changes_nothing_writes_nothing(store: SQLiteStore, path: Path) -> None:
+    before = (path.parent / f"{path.name}-wal").stat().st_size
+    await change(store, "s", b"not what it is", b"2")
+    assert (path.parent / f"{path.name}-wal").stat().st_size == before
+
+
 async def test_a_value_sqlite_can_not_hold_is_a_store_error(store: SQLiteStore) -> None:
     with pytest.raises(StoreError) as caught:
         await store.append("s", "a", [1])  # type: ignore[arg-type]
@@ -567,6 +612,7 @@ async def test_an_id_that_utf8_can_not_hold_is_that_of_no_session(store: SQLiteS
     bad = "s\ud800"
     for verb in (
         store.get_session(bad),
+        store.update_session(bad, known=b"", config=b"", unowed=()),
         store.end_session(bad, linger=1),
         store.delete_session(bad, linger=1),
         store.append(bad, "a", BODY),
@@ -604,6 +650,7 @@ async def test_a_key_may_be_any_text(store: SQLiteStore) -> None:
 async def test_an_unknown_session_is_told_by_every_verb(store: SQLiteStore) -> None:
     for verb in (
         store.get_session("x"),
+        store.update_session("x", known=b"", config=b"", unowed=()),
         store.end_session("x", linger=1),
         store.delete_session("x", linger=1),
         store.append("x", "a", BODY),

@@ -86,3 +86,36 @@ def test_a_finalizer_may_begin_a_watch_in_the_midst_of_another(tmp_path: Path, m
     assert len(running) == 1
     poller.close()
     assert not running[0].is_alive()
+
+
+def test_a_watch_that_ends_while_it_closes_keeps_its_thread_from_nothing(tmp_path: Path) -> None:
+    """The thread may be between two looks: whether it is over, and whether it is wanted."""
+
+    class Over(threading.Event):
+        """Is set, and the last watch ended, just after the thread has looked."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not begun.is_set():
+                begun.set()
+                assert super().wait(10)
+                assert ended.wait(10)
+                return False
+            return super().wait(timeout)
+
+    begun, ended = threading.Event(), threading.Event()
+    poller = Poller(Place(str(tmp_path / "events.db"), "NORMAL", 5.0, time.time, time.time), 60)
+    poller._is_over = over = Over()
+    watch = poller.watch("s1")
+    watch.__enter__()
+    poller.opened(0)
+    assert begun.wait(10)
+    closing = threading.Thread(target=poller.close, daemon=True)
+    closing.start()
+    # close() holds the guard until it waits for the thread.
+    while not over.is_set():
+        assert closing.is_alive()
+    with poller._guard:
+        watch.__exit__(None, None, None)
+    ended.set()
+    closing.join(5)
+    assert not closing.is_alive()

@@ -185,6 +185,58 @@ async def test_what_a_killed_process_owed_is_claimed_by_another(path: Path) -> N
     await store.aclose()
 
 
+# Changes a session again and again, and says which change was acknowledged.
+CHANGE = """
+import os, sys, anyio
+from callbackkit.stores.sqlite import SQLiteStore
+
+async def main():
+    store = SQLiteStore(sys.argv[1])
+    config = (await store.get_session("s")).config
+    for number in range(1, 10**9):
+        known, config = config, b"%d" % number
+        session = await store.update_session("s", known=known, config=config, unowed=(str(number),))
+        assert session.config == config
+        os.write(1, b"%d\\n" % number)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no kill -9")
+async def test_a_change_that_was_acknowledged_is_there_after_a_kill(
+    store: SQLiteStore, path: Path
+) -> None:
+    process = start(CHANGE, path)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(20)]
+    process.kill()
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (-signal.SIGKILL, "")
+    last = int([*lines, *out.splitlines()][-1])
+    session = await store.get_session("s")
+    # One more may have been made, and not been told.
+    assert session.config in {b"%d" % last, b"%d" % (last + 1)}
+    assert session.unowed == (session.config.decode(),)
+
+
+async def test_a_change_by_another_process_counts_in_this_one(
+    store: SQLiteStore, path: Path
+) -> None:
+    """Though this one remembers the session as it was."""
+    await store.append("s", "a", BODY)
+    (claim,) = (await store.claim(methods=["m"], limit=1, lease=60)).claims
+    other = SQLiteStore(path)
+    await other.update_session("s", known=claim.config, config=b"2", unowed=("b",))
+    await store.append("s", "a", BODY)
+    following = await store.ack(claim, 1, None, lease=60)
+    assert following is not None
+    assert following.config == b"2"
+    late = await store.update_session("s", known=claim.config, config=b"3", unowed=())
+    assert (late.config, late.unowed) == (b"2", ("b",))
+    await other.aclose()
+
+
 # Several at once.
 
 

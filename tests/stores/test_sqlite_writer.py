@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.opened: list[int] = []
-        self.committed: list[tuple[int, set[str | None]]] = []
+        self.committed: list[tuple[int, dict[str | None, int | None]]] = []
         place = Place(str(path), "NORMAL", 5.0, time.time, time.time)
         self.writer = Writer(
             place, self.opened.append, lambda *committed: self.committed.append(committed)
@@ -91,7 +91,27 @@ def test_jobs_that_wait_together_are_one_transaction(bench: Bench) -> None:
     before = len(bench.committed)
     bench.append("a", "b", "a")
     ((_, rings),) = bench.committed[before:]
-    assert rings == {"a", "b"}
+    assert rings == {"a": 2, "b": 1}
+
+
+def test_a_transaction_that_does_more_than_append_rings_without_a_number(bench: Bench) -> None:
+    """Whoever knows the record may not take that for all there is to know."""
+    for name in ("ended", "rung", "trimmed"):
+        bench.create(name)
+    before = len(bench.committed)
+    do(
+        bench.writer,
+        (append, "ended", "progress", BODY, True, None),
+        (append, "ended", "progress", BODY, True, None),
+        (end_session, "ended", 60.0),
+        (lambda work: work.ring(work.get("rung")),),
+        (append, "rung", "progress", BODY, True, None),
+        (append, "trimmed", "progress", BODY, True, None),
+        (append, "trimmed", "progress", BODY, True, None),
+        (trim, "trimmed", 2),
+    )
+    ((_, rings),) = bench.committed[before:]
+    assert rings == {"ended": None, "rung": None, "trimmed": 2}
 
 
 def test_transactions_are_numbered_without_a_hole(bench: Bench) -> None:

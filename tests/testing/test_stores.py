@@ -11,7 +11,7 @@ import pytest
 from callbackkit.errors import LeaseLostError
 from callbackkit.stores.base import Store, Watches
 from callbackkit.stores.memory import MemoryStore
-from callbackkit.testing import store_keeping_laws as keeping
+from callbackkit.testing import store_keeping_laws as keeping, store_session_laws as sessions
 from callbackkit.testing.clock import ManualClock
 from callbackkit.testing.store_bench import Bench, TurningClock, hold, same
 from callbackkit.testing.store_machine import check_machine
@@ -23,6 +23,7 @@ from callbackkit.testing.store_orders import (
 )
 from callbackkit.testing.store_room import Room
 from callbackkit.testing.store_session_laws import what_is_not_owed_comes_back
+from callbackkit.testing.store_wake_laws import a_ring_tells_how_far_the_log_goes
 from callbackkit.testing.stores import check_store, store_laws
 
 backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -125,6 +126,32 @@ class WakesEarly(MemoryStore):
             return await super().append(session_id, *args, **options)
         finally:
             self._watches = watches
+
+
+class RingsTooLittle(MemoryStore):
+    """Rings as for an append when there is more to know."""
+
+    async def end_session(self, session_id, **options):
+        watches, self._watches = self._watches, Watches()
+        try:
+            record = await super().end_session(session_id, **options)
+        finally:
+            self._watches = watches
+        self._watches.ring(session_id, record.top)
+        return record
+
+
+class RingsTooFar(MemoryStore):
+    """Rings with the number of the next record."""
+
+    async def append(self, session_id, *args, **options):
+        watches, self._watches = self._watches, Watches()
+        try:
+            appended = await super().append(session_id, *args, **options)
+        finally:
+            self._watches = watches
+        self._watches.ring(session_id, appended.record.seq + 1)
+        return appended
 
 
 class WakesNoDelivery(MemoryStore):
@@ -476,6 +503,92 @@ class KeepsEndedSessionsForTheirTtl(MemoryStore):
         return await super().end_session(session_id, linger=max(linger, ttl))
 
 
+class ChangesNothing(MemoryStore):
+    async def update_session(self, session_id, *, known, config, unowed):
+        record = await super().update_session(session_id, known=b"", config=b"", unowed=())
+        is_known = record.config == known
+        return attrs.evolve(record, config=config, unowed=unowed) if is_known else record
+
+
+class ChangesTheConfigOnly(MemoryStore):
+    async def update_session(self, session_id, *, known, config, unowed):
+        unowed = self._get(session_id).new.unowed
+        return await super().update_session(session_id, known=known, config=config, unowed=unowed)
+
+
+class ChangesWhateverIsKnown(MemoryStore):
+    async def update_session(self, session_id, *, known, config, unowed):
+        known = self._get(session_id).new.config
+        return await super().update_session(session_id, known=known, config=config, unowed=unowed)
+
+
+class ChangesWhatHasEnded(MemoryStore):
+    async def update_session(self, session_id, *, known, config, unowed):
+        session = self._get(session_id)
+        state, session.state = session.state, "active"
+        try:
+            return await super().update_session(
+                session_id, known=known, config=config, unowed=unowed
+            )
+        finally:
+            session.state = state
+
+
+class ClaimsByWhatWasAskedFirst(MemoryStore):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first = {}
+
+    async def create_session(self, new, **options):
+        self.first[new.id] = new.config
+        return await super().create_session(new, **options)
+
+    async def claim(self, **options):
+        found = await super().claim(**options)
+        claims = [attrs.evolve(each, config=self.first[each.session_id]) for each in found.claims]
+        return attrs.evolve(found, claims=claims)
+
+
+class NextClaimsByWhatWasAskedBefore(MemoryStore):
+    async def ack(self, claim, *args, **options):
+        following = await super().ack(claim, *args, **options)
+        return following and attrs.evolve(following, config=claim.config)
+
+
+class KeepsWhatWasChanged(MemoryStore):
+    async def update_session(self, session_id, **options):
+        record = await super().update_session(session_id, **options)
+        self._get(session_id).touched_at = self._now()
+        return record
+
+
+class ForgetsWhatIsOwedAtAChange(MemoryStore):
+    async def update_session(self, session_id, **options):
+        record = await super().update_session(session_id, **options)
+        if (owed := self._get(session_id).owed) is not None:
+            owed.withdraw()
+        return record
+
+
+OF_CHANGES = [
+    (ChangesNothing, sessions.a_session_is_changed),
+    (ChangesTheConfigOnly, sessions.a_session_is_changed),
+    (ChangesWhateverIsKnown, sessions.a_change_of_what_is_old_changes_nothing),
+    (ChangesWhatHasEnded, sessions.an_ended_session_is_not_changed),
+    (ClaimsByWhatWasAskedFirst, sessions.what_is_owed_goes_by_the_change),
+    (NextClaimsByWhatWasAskedBefore, sessions.what_is_owed_goes_by_the_change),
+    (ForgetsWhatIsOwedAtAChange, sessions.what_is_owed_goes_by_the_change),
+    (KeepsWhatWasChanged, sessions.a_change_does_not_keep_a_session),
+]
+
+
+@pytest.mark.parametrize(("broken", "law"), OF_CHANGES)
+def test_what_is_wrong_with_a_change_is_found_by_its_law(broken: type[MemoryStore], law) -> None:
+    room().check(law)
+    with pytest.raises(AssertionError, match=r"a law of Store is broken: .*\n"):
+        room(broken).check(law)
+
+
 class IsSlow(MemoryStore):
     """Fails in its own way, not by giving a wrong answer."""
 
@@ -524,6 +637,13 @@ def test_what_is_kept_too_long_is_found_by_its_law(broken: type[MemoryStore], la
         room(broken).check(law)
 
 
+@pytest.mark.parametrize("broken", [RingsTooLittle, RingsTooFar])
+def test_what_is_wrong_with_a_ring_is_found_by_its_law(broken: type[MemoryStore]) -> None:
+    room().check(a_ring_tells_how_far_the_log_goes)
+    with pytest.raises(AssertionError, match=r"a law of Store is broken: .*\n.* rings "):
+        room(broken).check(a_ring_tells_how_far_the_log_goes)
+
+
 def test_the_message_names_the_law_and_what_is_wrong() -> None:
     with pytest.raises(AssertionError) as caught:
         check_store(lambda clock: IgnoresKeys(clock=clock))
@@ -546,6 +666,9 @@ def test_an_error_that_no_law_expects_is_in_the_message() -> None:
 FOUND_BY_THE_MACHINE = [
     AcksLate,
     AcksAll,
+    ChangesNothing,
+    ChangesWhateverIsKnown,
+    ChangesWhatHasEnded,
     CountsLettersForEver,
     CountsNoTries,
     DropsWhatIsOwed,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from callbackkit.errors import PayloadError, WireError
-from callbackkit.events import GAP, Event, Position
+from callbackkit.events import END, GAP, Event, Position
 from callbackkit.wire.envelope import (
     Codec,
     JsonCodec,
@@ -20,6 +20,7 @@ from callbackkit.wire.envelope import (
     encode_event,
     encode_events,
     encode_json,
+    end_event,
     gap_event,
     parse_timestamp,
     timestamp_text,
@@ -427,6 +428,26 @@ def test_every_timestamp_of_the_rfc_is_read(text: str, when: datetime) -> None:
 def test_other_timestamps_are_wire_errors(text: str) -> None:
     with pytest.raises(WireError, match="is no timestamp such as"):
         parse_timestamp(text)
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("state", ["ended", "deleted"])
+def test_the_end_of_a_session_stands_where_its_reader_is(state: str) -> None:
+    event = end_event("s", Position("e", 7), state, microseconds=1_795_273_200_000_001)
+    assert encode_event(event).decode() == (
+        '{"id":"e-7","event_type":"callbackkit.end","timestamp":"2026-11-21T15:00:00.000001Z",'
+        f'"session_id":"s","conversation_id":null,"data":{{"state":"{state}"}},"metadata":{{}}}}'
+    )
+    assert (event.event_type, event.is_gap, event.data) == (END, False, {"state": state})
+
+
+def test_the_end_for_a_reader_that_knows_no_position_is_no_place_of_any_log() -> None:
+    event = end_event("s", None, "deleted", microseconds=1)
+    assert event.position == Position("none", 0)
+    # It can be given back as a position: a gap is what comes of it.
+    assert gap_event("s", "e", asked=event.position, first=1, microseconds=1).is_gap
 
 
 # Gaps.

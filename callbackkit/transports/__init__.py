@@ -1,0 +1,1 @@
+"""What one connection gets: SSE, WebSocket and polling, free of any framework."""
