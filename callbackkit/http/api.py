@@ -216,6 +216,8 @@ class Api:
             self._access.check_page(websocket)
             session = await self._session(websocket)
             subscription = self._handlers.subscription(websocket, session)
+            # Before the client is let in: what "now" is must not depend on what it does then.
+            await subscription.begin()
         except (CallbackKitError, HTTPException) as exc:
             await _deny(exc, websocket, receive, send)
             return

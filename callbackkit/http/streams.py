@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -32,7 +33,7 @@ class Stream(Response):
     ) -> None:
         # Not the base's, which would say how long it is.
         self.status_code = 200
-        self.background = None
+        self.background: BackgroundTask | None = None
         self.raw_headers = []
         self.meanwhile: AbstractContextManager[None] = nullcontext()
         self._serve = serve

@@ -35,7 +35,7 @@ _logger = logging.getLogger("callbackkit.integrations")
 # make more time series.
 _KINDS: Final = ("sse", "websocket", "polling", "subscriber")
 
-_EMIT_OUTCOMES: Final = ("stored", "refused", "failed", "cancelled")
+_EMIT_OUTCOMES: Final = ("stored", "filtered", "refused", "failed", "cancelled")
 
 # Seconds. A store in memory takes microseconds, a disk that syncs milliseconds.
 _EMIT_BUCKETS: Final = (
@@ -183,8 +183,8 @@ class _Times(Observer):
         return partial(self._emitted, perf_counter())
 
     def _emitted(self, began: float, event: Event | None, error: BaseException | None) -> None:
-        del event
-        self._emits_by[_outcome_of_emit(error)].observe(perf_counter() - began)
+        outcome = "filtered" if event is None and error is None else _outcome_of_emit(error)
+        self._emits_by[outcome].observe(perf_counter() - began)
 
     def attempting(self, delivery: Delivery, method: str) -> Attempted:
         del delivery

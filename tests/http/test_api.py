@@ -1,5 +1,6 @@
 """What stands before and behind the handlers."""
 
+import json
 import signal
 from typing import Any
 
@@ -274,3 +275,40 @@ def test_an_application_without_drain_touches_no_signals() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with client_of(create_app(CallbackManager(), drain_on_signals=False)):
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+async def test_now_is_before_a_websocket_is_let_in() -> None:
+    """Whatever is emitted once the client knows that it is connected comes."""
+    async with CallbackManager() as manager:
+        session = await manager.create_session()
+        app = create_app(manager, allow_anyone, drain_on_signals=False)
+        came: list[str] = []
+        incoming = iter([{"type": "websocket.connect"}])
+        is_over = anyio.Event()
+
+        async def receive() -> Any:
+            for message in incoming:
+                return message
+            await is_over.wait()
+            return {"type": "websocket.disconnect", "code": 1000}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "websocket.accept":
+                await session.progress(0.5)
+            elif message["type"] == "websocket.send":
+                came.append(json.loads(message["text"])["event_type"])
+                is_over.set()
+
+        scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0"},
+            "scheme": "ws",
+            "path": f"/callbacks/sessions/{session.id}/ws",
+            "query_string": b"after=now",
+            "headers": [],
+            "subprotocols": [],
+            "client": ("127.0.0.1", 1),
+        }
+        with anyio.fail_after(10):
+            await app(scope, receive, send)
+    assert came == ["progress"]

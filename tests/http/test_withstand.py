@@ -237,8 +237,7 @@ def test_who_takes_nothing_does_not_keep_the_server(tmp_path: Path) -> None:
 def test_of_two_tabs_one_may_close(server: Server) -> None:
     session = server.session()
     for stream_of in (sse_of, websocket_of):
-        first, second = stream_of(server.port, session), stream_of(server.port, session)
-        with second:
+        with stream_of(server.port, session) as first, stream_of(server.port, session) as second:
             server.emit(session, 0)
             assert numbers(first.events(1)) == numbers(second.events(1)) == [0]
             first.reset()

@@ -190,6 +190,25 @@ async def test_the_time_to_store_is_counted_by_what_came_of_it() -> None:
     assert found["callbackkit_emit_seconds_bucket{le=+Inf,outcome=stored}"] == 2
 
 
+async def test_what_a_session_turns_out_to_leave_out_was_not_stored() -> None:
+    """Handed over where its filter is not at hand; what is left out at once is no emission."""
+    registry, store = CollectorRegistry(), MemoryStore()
+    async with CallbackManager(store=store) as manager:
+        CallbackKitCollector(manager, registry)
+        session = await manager.create_session({"events": ["progress"]})
+        await session.emit("note")
+        manager._filters.forget(session.id)
+        left_out = session.emit_soon("note")
+        await session.progress(0.5)
+        assert left_out.result(timeout=0) is None
+    found = values(registry)
+    counts = [
+        found[f"callbackkit_emit_seconds_count{{outcome={outcome}}}"]
+        for outcome in ("stored", "filtered")
+    ]
+    assert counts == [1, 1]
+
+
 async def test_who_is_cancelled_did_not_fail() -> None:
     """A client that leaves is no failure of the store; nor is an event that is taken back."""
 
