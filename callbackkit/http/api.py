@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -109,6 +109,13 @@ class Api:
     def methods(self) -> Collection[str]:
         """The delivery methods that can be had."""
         return READ_METHODS | self.manager._transports.keys()
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object) -> AsyncGenerator[None]:
+        """Enter the manager, and listen to signals, as long as an application runs."""
+        async with self.manager:
+            with self._drain:
+                yield
 
     @property
     def draining(self) -> AbstractContextManager[None]:

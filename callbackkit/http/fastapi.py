@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Coroutine, MutableMapping
 from typing import Any
 
 try:
@@ -81,13 +80,7 @@ def create_router(
         drain_on_signals=drain_on_signals,
     )
 
-    @asynccontextmanager
-    async def lifespan(_app: object) -> AsyncGenerator[None]:
-        async with manager:
-            with api.draining:
-                yield
-
-    router = APIRouter(lifespan=lifespan)
+    router = APIRouter(lifespan=api.lifespan)
     operations = operations_of(api.methods)
     for path, routes in by_path().items():
         for route in routes.values():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
@@ -331,12 +331,6 @@ def create_app(
         drain_on_signals=drain_on_signals,
     )
 
-    @asynccontextmanager
-    async def lifespan(_app: object) -> AsyncGenerator[None]:
-        async with manager:
-            with api.draining:
-                yield
-
     async def openapi(_request: Request) -> Response:
         return JSONResponse(document_of(api.methods, prefix=prefix))
 
@@ -346,7 +340,7 @@ def create_app(
             Route("/openapi.json", openapi),
             Route("/{rest:path}", UnknownPath(api)),
         ],
-        lifespan=lifespan,
+        lifespan=api.lifespan,
     )
 
 

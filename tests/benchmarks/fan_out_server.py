@@ -84,15 +84,21 @@ async def _listening(service: Service) -> AsyncIterator[int]:
             return
         import uvicorn
 
-        server = uvicorn.Server(
+        begun = asyncio.Event()
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                begun.set()
+
+        server = Server(
             # Raw clients do not answer pings.
             uvicorn.Config(
                 service.app, log_level="warning", access_log=False, ws_ping_interval=None
             )
         )
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-        while not server.started:  # noqa: ASYNC110 - it offers nothing to wait for
-            await asyncio.sleep(0.01)
+        await begun.wait()
         yield port
         # Whoever gave orders has gone, and so have its clients; not all that wait see that.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import attrs
 import httpx2
+import playwright
 
 import callbackkit
 
@@ -28,6 +29,11 @@ SPOKEN = TEXT.replace("## Nothing\n\nSilence.\n\n", "")
 RESTARTS = ((12, signal.SIGKILL), (30, signal.SIGTERM))
 # Seconds for anything that is waited for.
 PATIENCE = 20.0
+
+
+def find_node() -> str:
+    """Return the node that playwright brings: the machine's may be missing, or too old."""
+    return str(Path(playwright.__file__).with_name("driver") / "node")
 
 
 @attrs.frozen

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from fastapi import FastAPI
 from callbackkit import CallbackManager
 from callbackkit.http.fastapi import allow_anyone, create_router
 from callbackkit.stores.sqlite import SQLiteStore
+from tests.http.chat_server import find_node
 
 pytestmark = pytest.mark.real_server
 
@@ -48,16 +48,8 @@ process.exit(0);
 
 @pytest.fixture(scope="module")
 def node() -> list[str]:
-    """The command; Node 20 has a WebSocket and an EventSource when it is asked for them."""
-    path = shutil.which("node")
-    if path is None:
-        pytest.skip("there is no node")
-    command = [path, "--experimental-websocket", "--experimental-eventsource"]
-    program = "process.exit(typeof WebSocket + typeof EventSource === 'functionfunction' ? 0 : 1)"
-    asked = subprocess.run([*command, "-e", program], check=False, capture_output=True, timeout=20)
-    if asked.returncode:
-        pytest.skip("node is too old to have an EventSource")
-    return command
+    """The command; node has an EventSource when it is asked for one."""
+    return [find_node(), "--experimental-eventsource"]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.chat_server import PATIENCE, RESTARTS, ChatServer, check_whole
+from tests.http.chat_server import PATIENCE, RESTARTS, ChatServer, check_whole, find_node
 
 pytestmark = pytest.mark.real_server
 
@@ -23,20 +22,10 @@ def server(tmp_path: Path) -> Iterator[ChatServer]:
         yield started
 
 
-# Node 20 has a WebSocket when it is asked for, later ones anyway; older ones have only fetch.
-WEBSOCKET = "--experimental-websocket"
-
-
 @pytest.fixture(scope="module")
 def commands() -> dict[str, list[str]]:
-    """The clients that this machine's node can be."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("there is no node")
-    program = "process.exit(typeof WebSocket === 'function' ? 0 : 1)"
-    asked = subprocess.run([node, WEBSOCKET, "-e", program], check=False, capture_output=True)
-    commands = {"fetch": [node]}
-    return commands if asked.returncode else {**commands, "websocket": [node, WEBSOCKET]}
+    """The clients that node can be."""
+    return {"fetch": [find_node()], "websocket": [find_node()]}
 
 
 class Client:

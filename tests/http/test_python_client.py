@@ -1,6 +1,7 @@
 """Clients in Python, httpx2, that come back when the server was killed, and when it was stopped."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def server(tmp_path: Path) -> Iterator[ChatServer]:
         yield started
 
 
-class Client:
+class Client(ABC):
     """Follows a session until it has ended, whatever becomes of the server.
 
     Attributes:
@@ -55,8 +56,8 @@ class Client:
                     pass  # one alone, or in a group of the WebSocket's
                 await self.followed.serves.wait()
 
-    async def connect(self, http: httpx2.AsyncClient) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def connect(self, http: httpx2.AsyncClient) -> None: ...
 
     def take(self, event: dict[str, Any]) -> None:
         if event["event_type"] == "callbackkit.end":

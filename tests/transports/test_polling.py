@@ -28,21 +28,6 @@ LONG = PATIENCE * 2
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture
-def store() -> ToldStore:
-    return ToldStore()
-
-
-@pytest.fixture
-def manager(store: ToldStore) -> CallbackManager:
-    return CallbackManager(store)
-
-
-@pytest.fixture
-async def session(manager: CallbackManager) -> Session:
-    return await manager.create_session()
-
-
 def numbers(page: PolledPage) -> list[int]:
     return [event.data["n"] for event in page.events if not event.is_gap]
 

@@ -25,21 +25,6 @@ from tests.sessions.rig import ToldStore, emit_numbers, settle, until
 from tests.transports.rig import Client, nothing_is_left, sse
 
 
-@pytest.fixture
-def store() -> ToldStore:
-    return ToldStore()
-
-
-@pytest.fixture
-def manager(store: ToldStore) -> CallbackManager:
-    return CallbackManager(store)
-
-
-@pytest.fixture
-async def session(manager: CallbackManager) -> Session:
-    return await manager.create_session()
-
-
 async def emitted(session: Session, *numbers: int) -> list[Event]:
     found = [await session.emit("n", {"n": number}) for number in numbers]
     return [event for event in found if event is not None]

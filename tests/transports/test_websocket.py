@@ -22,21 +22,6 @@ from tests.sessions.rig import PATIENCE, ToldStore, emit_numbers, settle, until
 from tests.transports.rig import Client, nothing_is_left, numbers, websocket
 
 
-@pytest.fixture
-def store() -> ToldStore:
-    return ToldStore()
-
-
-@pytest.fixture
-def manager(store: ToldStore) -> CallbackManager:
-    return CallbackManager(store)
-
-
-@pytest.fixture
-async def session(manager: CallbackManager) -> Session:
-    return await manager.create_session()
-
-
 def text(value: str) -> dict[str, Any]:
     return {"type": "websocket.receive", "text": value}
 
