@@ -1,4 +1,4 @@
-"""The command line: ``python -m callbackkit demo | dead-letters | redrive``."""
+"""The command line: the demos, and what became of deliveries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +22,14 @@ from typing import Final, Protocol
 import anyio
 
 from callbackkit.errors import CallbackKitError, UnknownSessionError
-from callbackkit.stores.base import DeadLetter, SessionState, Store
+from callbackkit.stores.base import (
+    Attempt,
+    DeadLetter,
+    SessionRecord,
+    SessionState,
+    Store,
+    steady_time,
+)
 
 # Exit codes.
 FAILED: Final = 2
@@ -40,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if chosen.command != "demo":
-            return anyio.run(letters, chosen.file, chosen.session_id, chosen.command == "redrive")
-        if (chosen.session or chosen.serve) and chosen.realtime is not None:
-            parser.error("--session and --serve take the time they take")
+            return anyio.run(look, LOOKS[chosen.command], chosen.file, chosen.session_id)
+        takes_its_time = chosen.session or chosen.webhook or chosen.serve
+        if takes_its_time and chosen.realtime is not None:
+            parser.error("--session, --webhook and --serve take the time they take")
         if not chosen.serve and (chosen.port is not None or chosen.database is not None):
             parser.error("--port and --file are for --serve")
         if chosen.session:
@@ -50,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.serve:
             port = PORT if chosen.port is None else chosen.port
             return demo_serve(chosen.file, chosen.database or DATABASE, port)
-        return demo(chosen.file, call=chosen.call, realtime=chosen.realtime)
+        prepare = prepare_call if chosen.call else prepare_stream
+        return demo(prepare_webhook if chosen.webhook else prepare, chosen.file, chosen.realtime)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -66,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--call: play a recorded phone call into a voice bot made of callbacks, some of which "
         "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript. "
         "With --session: kill an agent again and again, and see whether its session is whole. "
+        "With --webhook: stop and break a receiver of webhooks, and see whether it gets them all. "
         "With --serve: a chat for the browser, which goes on after Ctrl-C and another start."
     )
     command = commands.add_parser("demo", help="show a text streamed", description=about)
@@ -79,6 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--call", action="store_true", help="show a phone call handled instead")
     what.add_argument(
         "--session", action="store_true", help="show an agent killed until its work is done"
+    )
+    what.add_argument(
+        "--webhook", action="store_true", help="show webhooks to a receiver that is in trouble"
     )
     what.add_argument(
         "--serve", action="store_true", help="serve a chat about a text, and its page"
@@ -104,6 +119,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="as fast as possible, the default in a pipe",
     )
     for name, about in (
+        ("endpoints", "list where it is delivered to, and how these fare"),
+        ("attempts", "list the last attempts to deliver"),
         ("dead-letters", "list what could not be delivered"),
         ("redrive", "have dead letters delivered again, by whoever has the transport"),
     ):
@@ -122,15 +139,17 @@ def port_number(given: str) -> int:
     return port
 
 
-# What could not be delivered.
+# What became of deliveries.
 
 
 # Dead letters of one session that are listed.
 MOST_LETTERS: Final = 100_000
 
+Look = Callable[[Store, Sequence[str]], Awaitable[None]]
 
-async def letters(file: str, session_id: str | None, redrives: bool) -> int:
-    """Print the dead letters of a file, one a line, and have them delivered again if asked to."""
+
+async def look(show: Look, file: str, session_id: str | None) -> int:
+    """Print something about the sessions in a file, or about one of them."""
     from callbackkit.stores.sqlite import SQLiteStore
 
     if not await anyio.Path(file).is_file():
@@ -138,33 +157,102 @@ async def letters(file: str, session_id: str | None, redrives: bool) -> int:
         print(f"callbackkit: {file}: no such file", file=sys.stderr)
         return FAILED
     store = SQLiteStore(file)
-    count = 0
     try:
-        for each in await session_ids(store) if session_id is None else [session_id]:
-            try:
-                found = await store.dead_letters(each, limit=MOST_LETTERS)
-                count += await store.redrive(each) if redrives and found else 0
-            except UnknownSessionError:
-                if session_id is not None:
-                    raise
-                continue  # gone, and nothing was left of it
-            print_letters(found)
+        if session_id is None:
+            await show(store, await session_ids(store))
+        else:
+            # One that was not there, or is gone with all it left, is told.
+            await store.dead_letters(session_id, limit=1)
+            await show(store, [session_id])
     except CallbackKitError as exc:
         print(f"callbackkit: {exc}", file=sys.stderr)
         return FAILED
     finally:
         await store.aclose()
-    if redrives:
-        print(f"{count} dead letters are to be delivered again")
     return 0
 
 
-def print_letters(found: Sequence[DeadLetter]) -> None:
-    """Print when each died, what it is, and why."""
+async def show_endpoints(store: Store, ids: Sequence[str]) -> None:
+    """Print each destination: how it stands, and since when or why; no secrets."""
+    from callbackkit.delivery.policy import Circuit, CircuitBreaker
+
+    counts: Counter[str] = Counter()
+    for each in ids:
+        with suppress(UnknownSessionError):  # gone, and delivered to nobody
+            record = await store.get_session(each)
+            counts.update([endpoint_of(record)] if record.pushes else [])
+    for name, sessions in sorted(counts.items()):
+        _, state = await store.load_endpoint(name)
+        circuit = Circuit.from_json(state)
+        wait = CircuitBreaker().wait(circuit, now := steady_time())
+        spared = f"not before {time_text(now + wait)}  " if 0 < wait < math.inf else ""
+        print(
+            f"{printable(name)}  {circuit.phase}  {circuit.failures} failures in a row  "
+            f"{sessions} sessions  {spared}{printable(circuit.reason)}".rstrip()
+        )
+
+
+def endpoint_of(record: SessionRecord) -> str:
+    """Return the name of where a session is delivered to; of a transport's own it is a guess."""
+    from callbackkit.sessions.config import CallbackConfig
+    from callbackkit.webhooks.transport import endpoint_name
+
+    config = CallbackConfig.from_json(record.config)
+    if config.webhook_url is not None:
+        return endpoint_name(config, record.method)
+    return f"{record.method}:{record.id}"
+
+
+async def show_attempts(store: Store, ids: Sequence[str]) -> None:
+    """Print the last attempts of each session, the oldest first."""
+    for each in ids:
+        found: Sequence[Attempt] = ()
+        with suppress(UnknownSessionError):  # gone, and its attempts with it
+            found = await store.attempts(each)
+        for attempt in found:
+            what = f"{attempt.delivery_id}  attempt {attempt.number}  {attempt.events} events"
+            how = f"failed: {printable(attempt.error)}" if attempt.error else "delivered"
+            print(f"{time_text(attempt.at)}  {what}  {attempt.duration:.3f} s  {how}")
+
+
+async def show_letters(store: Store, ids: Sequence[str]) -> None:
+    """Print what could not be delivered: when it was given up, what it is, and why."""
+    for each in ids:
+        await print_letters(store, each)
+
+
+async def redrive_letters(store: Store, ids: Sequence[str]) -> None:
+    """Print what could not be delivered, and have it delivered again."""
+    count = 0
+    for each in ids:
+        if await print_letters(store, each):
+            with suppress(UnknownSessionError):  # gone in this moment
+                count += await store.redrive(each)
+    print(f"{count} dead letters are to be delivered again")
+
+
+async def print_letters(store: Store, session_id: str) -> bool:
+    """Print the dead letters of a session; tell whether there are any."""
+    found: Sequence[DeadLetter] = ()
+    with suppress(UnknownSessionError):  # gone, and nothing was left of it
+        found = await store.dead_letters(session_id, limit=MOST_LETTERS)
     for letter in found:
-        when = datetime.fromtimestamp(letter.at, UTC).isoformat(" ", "seconds")
-        reason = printable(letter.reason)
-        print(f"{when}  {letter.id}  {letter.method}  {len(letter.records)} events  {reason}")
+        what = f"{letter.id}  {letter.method}  {len(letter.records)} events"
+        print(f"{time_text(letter.at)}  {what}  {printable(letter.reason)}")
+    return bool(found)
+
+
+LOOKS: Final[Mapping[str, Look]] = {
+    "endpoints": show_endpoints,
+    "attempts": show_attempts,
+    "dead-letters": show_letters,
+    "redrive": redrive_letters,
+}
+
+
+def time_text(seconds: float) -> str:
+    """Write a time, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
 
 async def session_ids(store: Store) -> list[str]:
@@ -221,12 +309,19 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def demo(file: str | None, *, call: bool, realtime: bool | None) -> int:
+def load_all(*names: str) -> list[ModuleType]:
+    """Import examples in this order."""
+    return [load(find_example(Path(__file__).parent, name)) for name in names]
+
+
+def demo(
+    prepare: Callable[[str | None, bool], Start], file: str | None, realtime: bool | None
+) -> int:
     """Show an example at work.
 
     Args:
+        prepare: Finds the example.
         file: What it works on; ``None`` takes what comes with it.
-        call: Show the voice bot instead of the stream.
         realtime: Whether to take the time that it would take; ``None`` does in a terminal.
     """
     # The text may have letters that the terminal has not.
@@ -234,10 +329,9 @@ def demo(file: str | None, *, call: bool, realtime: bool | None) -> int:
     if reconfigure is not None:
         reconfigure(errors="replace")
     is_live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    prepare = prepare_call if call else prepare_stream
     try:
         start = prepare(file, is_live if realtime is None else realtime)
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, ImportError) as exc:
         print(f"callbackkit: {reason(exc)}", file=sys.stderr)
         return FAILED
     return anyio.run(show_live if is_live else print_lines, start)
@@ -263,6 +357,7 @@ def demo_session(file: str | None) -> int:
             return shown.wait()
 
 
+POSTING: Final = "aiohttp", "flask"
 SERVING: Final = "fastapi", "msgspec", "uvicorn", "websockets"
 
 
@@ -274,19 +369,21 @@ def demo_serve(file: str | None, database: str, port: int) -> int:
         database: The file of its sessions.
         port: Where it listens; 0 takes a free one.
     """
-    if missing := [name for name in SERVING if importlib.util.find_spec(name) is None]:
-        remedy = "pip install 'callbackkit[fastapi]' 'uvicorn[standard]'"
-        print(f"callbackkit: --serve needs {', '.join(missing)}: {remedy}", file=sys.stderr)
-        return FAILED
-    package = Path(__file__).parent
-    stream = load(find_example(package, "text_stream.py"))  # the other one imports it
-    chat = load(find_example(package, "chat_api.py"))
     try:
+        check_installed("--serve", SERVING, "'callbackkit[fastapi]' 'uvicorn[standard]'")
+        # The last one imports the other.
+        stream, chat = load_all("text_stream.py", "chat_api.py")
         chat.serve(read_source(stream, file), database, port)
         return 0
-    except (OSError, ValueError, CallbackKitError) as exc:
+    except (OSError, ValueError, ImportError, CallbackKitError) as exc:
         print(f"callbackkit: {reason(exc)}", file=sys.stderr)
         return FAILED
+
+
+def check_installed(option: str, names: Sequence[str], packages: str) -> None:
+    """Raise an :exc:`ImportError` with the remedy unless all of some modules are installed."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ImportError(f"{option} needs {', '.join(missing)}: pip install {packages}")
 
 
 def prepare_call(file: str | None, realtime: bool) -> Start:
@@ -309,6 +406,20 @@ def prepare_stream(file: str | None, realtime: bool) -> Start:
     def start(report: Report) -> tuple[Show, Awaitable[object]]:
         stream = example.TextStream(report)
         return stream, stream.run(source, realtime)
+
+    return start
+
+
+def prepare_webhook(file: str | None, _realtime: bool) -> Start:
+    """Return what starts the agent whose receiver is in trouble; it takes the time it takes."""
+    check_installed("--webhook", POSTING, "'callbackkit[webhook]' flask")
+    # The last one imports the others.
+    stream, _, agent = load_all("text_stream.py", "flask_receiver.py", "webhook_agent.py")
+    source = read_source(stream, file)
+
+    def start(report: Report) -> tuple[Show, Awaitable[object]]:
+        shown = agent.WebhookAgent(report)
+        return shown, shown.run(source)
 
     return start
 
@@ -348,24 +459,31 @@ async def print_lines(start: Start) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             scope.cancel()
 
+    code: object = 0
     with anyio.CancelScope() as scope:
-        await start(report)[1]
-    return PIPE_CLOSED if scope.cancel_called else 0
+        code = await start(report)[1]
+    return PIPE_CLOSED if scope.cancel_called else exit_code(code)
 
 
 async def show_live(start: Start) -> int:
     """Show in the terminal what goes on, then print the transcript."""
     lines: list[str] = []
+    code = 0
     shown, work = start(lines.append)
     try:
         async with anyio.create_task_group() as group:
             with Screen() as screen:
                 group.start_soon(keep_drawing, screen, shown, lines)
-                await work
+                code = exit_code(await work)
                 group.cancel_scope.cancel()
     finally:
         print("\n".join(map(printable, lines)), flush=True)
-    return 0
+    return code
+
+
+def exit_code(result: object) -> int:
+    """Return what an example that judges itself returned, or 0."""
+    return result if isinstance(result, int) else 0
 
 
 # The live view.

@@ -14,6 +14,7 @@ world does to us raises one of these::
     ├── StreamClosedError           (also RuntimeError)
     ├── StreamCancelledError        (also RuntimeError)
     ├── WireError                   (also ValueError)
+    │   └── SignatureError
     ├── GraphError                  (also ValueError)
     │   ├── NodeInputError          (also LookupError)
     │   ├── NodeOutputError         (also TypeError)
@@ -30,12 +31,15 @@ world does to us raises one of these::
     │   └── SessionDeletedError
     ├── SessionEndedError           (also RuntimeError)
     ├── LeaseLostError
+    ├── SendError
+    │   └── ForbiddenAddressError
     └── StoreError
         ├── StoreUnavailableError
         └── StoreVersionError
     StopChain                       control flow, not a failure
     Retry                           what a transport raises: try again, at this time
-    Gone                            what a transport raises: never try again
+    Rejected                        what a transport raises: never try these events again
+    Gone                            what a transport raises: never send anything there again
 """
 
 from __future__ import annotations
@@ -131,6 +135,10 @@ class StreamCancelledError(CallbackKitError, RuntimeError):
 
 class WireError(CallbackKitError, ValueError):
     """Text or bytes from outside that mean nothing, or are larger than may be kept."""
+
+
+class SignatureError(WireError):
+    """A webhook that is not from whom it says, or too old; the text has no secret in it."""
 
 
 # Running a graph.
@@ -310,6 +318,18 @@ class LeaseLostError(CallbackKitError):
     """A delivery was taken over by somebody else: what became of it here does not count."""
 
 
+class SendError(CallbackKitError):
+    """A destination was not reached, or did not take what it was sent.
+
+    The text says what happened in words of ours, so that a client may see it: none of what was
+    answered, and nothing of how the network behind an address looks.
+    """
+
+
+class ForbiddenAddressError(SendError):
+    """An address that nothing may be sent to."""
+
+
 class StoreError(CallbackKitError):
     """A store failed; ``__cause__`` is the exception of what it is built on."""
 
@@ -344,11 +364,30 @@ class Retry(Exception):
         after: Seconds until the next attempt, instead of the schedule's next delay; ``None``
             leaves it to the schedule.
         reason: What happened, for the list of attempts.
+        throttles: Nothing else is sent to this endpoint before that either: no longer than a
+            minute if the schedule sets the delay.
     """
 
-    def __init__(self, after: float | None = None, reason: str = "") -> None:
+    def __init__(
+        self, after: float | None = None, reason: str = "", *, throttles: bool = False
+    ) -> None:
         super().__init__(after, reason)
         self.after = after
+        self.reason = reason
+        self.throttles = throttles
+
+
+class Rejected(Exception):
+    """Raised by a transport: these events will never be taken, whatever becomes of others.
+
+    They become a dead letter at once, and what follows them is sent.
+
+    Attributes:
+        reason: What happened, for the list of attempts.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
         self.reason = reason
 
 

@@ -63,6 +63,9 @@ VENDORS = {
     "testing.pytest_plugin": {"pytest"},
     "testing.store_machine": {"hypothesis"},
     "testing.transport_rounds": {"hypothesis"},
+    "webhooks.aiohttp": {"aiohttp", "yarl"},
+    "webhooks.httpx2": {"httpcore2", "httpx2"},
+    "wire.signature": {"cryptography"},
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m callbackkit``: the demo, piped, in a real terminal and served, and dead letters."""
+"""``python -m callbackkit``: the demos, piped, in a real terminal and served; deliveries."""
 
 import errno
 import fcntl
@@ -20,9 +20,20 @@ import anyio
 import httpx2
 import pytest
 
-from callbackkit import CallbackManager, Delivery, RetryPolicy, Session, Transport
-from callbackkit.__main__ import find_example, main
+from callbackkit import (
+    CallbackConfig,
+    CallbackManager,
+    CircuitBreaker,
+    Delivery,
+    Gone,
+    RetryPolicy,
+    Session,
+    Transport,
+)
+from callbackkit.__main__ import exit_code, find_example, main
+from callbackkit.delivery.transport import DeliveryConfig
 from callbackkit.stores.sqlite import SQLiteStore
+from callbackkit.webhooks.transport import endpoint_name
 
 ROOT = Path(__file__).parents[1]
 CALL = ROOT / "examples" / "data" / "call.wav"
@@ -211,6 +222,96 @@ def test_interrupted_it_leaves_no_agent_and_no_traceback() -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=50)
     assert (process.returncode, errors) == (130, b"")
+
+
+# Webhooks to a receiver that is in trouble.
+
+TROUBLES = "could not connect", "HTTP 500", "TimeoutError: not done within 0.5 s"
+
+
+@pytest.mark.real_server
+@pytest.mark.timeout(120)
+def test_a_receiver_that_is_stopped_breaks_and_hangs_gets_everything_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "poem.md", tmp_path / "folder"
+    path.write_bytes((POEM * 5 + "of\r\nanother\rline\x00").encode())
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    done = subprocess.run(
+        [*COMMAND, "demo", "--webhook", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.splitlines()[-1].startswith("ALL WELL")
+    # It was in trouble indeed, each kind of it, and so was the agent.
+    for trouble in TROUBLES:
+        assert re.search(rf"^ +\d+ times .*{trouble}$", done.stdout, re.MULTILINE), done.stdout
+    assert "endpoint.failing: " in done.stdout
+    assert "endpoint.recovered: " in done.stdout
+    assert re.search(r"the agent is killed while \d+ events wait", done.stdout)
+    # What was kept but not answered came again.
+    [repeats] = re.findall(r"^repeats +(\d+),", done.stdout, re.MULTILINE)
+    assert int(repeats) > 0
+    assert "whsec_" not in done.stdout
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.real_server
+def test_webhooks_interrupted_leave_no_process_no_file_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--webhook"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith("the receiver is well\n")
+    assert process.stdout.readline().endswith("the agent begins\n")
+    # The folder is in the arguments of both.
+    [folder] = tmp_path.iterdir()
+    assert len(processes_with(folder.name)) == 2
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+    assert processes_with(folder.name) == []
+
+
+def processes_with(word: str) -> list[str]:
+    """Return the command lines of this machine that a word is in."""
+    found = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in found.stdout.splitlines() if word in line]
+
+
+@pytest.mark.parametrize("name", ["aiohttp", "flask"])
+def test_what_webhooks_need_is_named_with_its_remedy(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["demo", "--webhook"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"callbackkit: --webhook needs {name}: pip install 'callbackkit[webhook]' flask\n"
+    )
+
+
+def test_webhooks_of_a_bad_text_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = run("demo", "--webhook", tmp_path / "nowhere.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"callbackkit: {tmp_path / 'nowhere.txt'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("other", ["--call", "--session", "--serve", "--fast", "--realtime"])
+def test_webhooks_are_shown_in_no_other_way(other: str, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--webhook", other])
+    assert caught.value.code == 2
+    assert "--webhook" in capsys.readouterr().err
 
 
 # A chat that is served.
@@ -447,6 +548,121 @@ def test_an_unknown_session_or_file_is_one_line_and_exit_code_2(tmp_path: Path) 
     assert not (tmp_path / "nowhere.db").exists()
 
 
+# Endpoints and attempts.
+
+URL = "https://hooks.example.com/callbacks?token=hunter2"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Hook(Transport):
+    """Has endpoints that are named like those of webhooks, and is in no state to deliver."""
+
+    name = "webhook"
+    retry = RetryPolicy(schedule=(600.0,), jitter=0)
+    breaker = CircuitBreaker(failures=2, open_for=600.0)
+
+    def endpoint(self, session_id: str, config: DeliveryConfig) -> str:
+        assert isinstance(config, CallbackConfig)
+        return endpoint_name(config, self.name)
+
+    async def send(self, delivery: Delivery) -> None:
+        if delivery.event.data["progress"] == 1.0:
+            raise Gone("moved\x1b[31m away")
+        if delivery.event.data["progress"] == 0.75:
+            return
+        raise ConnectionError("a\x1b[31m wall")
+
+
+def make_endpoints(file: Path) -> list[str]:
+    """Have four sessions delivered to three endpoints; return their ids."""
+    webhook = {"webhook_url": URL, "webhook_secret": SECRET}
+    other = {**webhook, "headers": {"Authorization": "Bearer hunter2"}}
+    configs = [webhook, webhook, other, {"delivery_method": "wall"}]
+
+    async def fail() -> list[str]:
+        async with CallbackManager(SQLiteStore(file), [Hook(), Wall()]) as manager:
+            await (await manager.create_session()).progress(1.0)
+            deleted = await manager.create_session({"delivery_method": "wall"})
+            await manager.delete_session(deleted.id)
+            sessions = [await manager.create_session(config) for config in configs]
+            for session, progress in zip(sessions, (0.1, 0.2, 0.75, 0.5), strict=True):
+                await session.progress(progress)
+                await until_tried(session, 1)
+            await sessions[2].progress(1.0)
+            await until_tried(sessions[2], 2)
+            return [session.id for session in sessions]
+
+    return anyio.run(fail)
+
+
+async def until_tried(session: Session, times: int) -> None:
+    while True:
+        if len(await session.attempts()) >= times:
+            return
+        await anyio.sleep(0.01)
+
+
+def test_endpoints_are_listed_with_how_they_stand_and_no_secrets(tmp_path: Path) -> None:
+    ids = make_endpoints(tmp_path / "events.db")
+    done = run("endpoints", tmp_path / "events.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    wall, *hooks = sorted(done.stdout.splitlines(), key=lambda line: line.startswith("webhook:"))
+    assert wall == f"wall:{ids[3]}  closed  0 failures in a row  1 sessions"
+    name = r"webhook:hooks\.example\.com:\w+  "
+    [opened] = [line for line in hooks if "  open  " in line]
+    time_text = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00"
+    assert re.fullmatch(
+        rf"{name}open  2 failures in a row  2 sessions  not before {time_text}", opened
+    )
+    [disabled] = [line for line in hooks if line != opened]
+    assert re.fullmatch(
+        rf"{name}disabled  0 failures in a row  1 sessions  Gone: moved \[31m away", disabled
+    )
+    assert "hunter2" not in done.stdout
+    assert "whsec" not in done.stdout
+
+
+def test_the_endpoint_of_one_session_is_listed(tmp_path: Path) -> None:
+    ids = make_endpoints(tmp_path / "events.db")
+    [line] = run("endpoints", tmp_path / "events.db", ids[0]).stdout.splitlines()
+    assert "  open  2 failures in a row  1 sessions  not before " in line
+
+
+def test_attempts_are_listed_one_a_line(tmp_path: Path) -> None:
+    ids = make_endpoints(tmp_path / "events.db")
+    done = run("attempts", tmp_path / "events.db")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert sorted(line.split()[2].split("_")[0] for line in lines) == sorted([*ids, ids[2]])
+    of_one = [line for line in lines if ids[2] in line]
+    assert run("attempts", tmp_path / "events.db", ids[2]).stdout.splitlines() == of_one
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00"
+    what = rf"{ids[2]}_\w+_{{}}  attempt 1  1 events  \d\.\d{{{{3}}}} s"
+    for number, (line, how) in enumerate(
+        zip(of_one, ("delivered", r"failed: Gone: moved \[31m away"), strict=True), 1
+    ):
+        assert re.fullmatch(f"{when}  {what.format(number)}  {how}", line)
+
+
+@pytest.mark.parametrize("command", ["endpoints", "attempts"])
+def test_a_session_that_is_gone_has_nothing_to_list(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "events.db"
+    [first, second] = make_letters(file)
+
+    async def delete() -> None:
+        async with CallbackManager(SQLiteStore(file)) as manager:
+            await manager.delete_session(first)
+
+    anyio.run(delete)
+    done = run(command, file)
+    assert (done.returncode, done.stderr) == (0, "")
+    [line] = done.stdout.splitlines()
+    assert second in line
+    done = run(command, file, "nobody")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "callbackkit: no session 'nobody'\n"
+
+
 # In a terminal.
 
 
@@ -616,3 +832,26 @@ def test_letters_that_a_terminal_has_not_are_replaced(tmp_path: Path) -> None:
     assert terminal.close() == 0
     assert terminal.output.isascii()
     assert any("cat feet. ?" in line for line in terminal.rest)
+
+
+@pytest.mark.real_server
+def test_a_terminal_shows_the_trouble_live_until_it_is_interrupted(tmp_path: Path) -> None:
+    path = tmp_path / "poem.md"
+    path.write_text(POEM * 5, "utf-8")
+    terminal = Terminal("--webhook", str(path), columns=60, rows=20)
+    terminal.read(until=lambda output: "the receiver is answering 500" in output)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.close() == 130
+    assert terminal.output.count(SHOW_CURSOR + FIRST_SCREEN) == 1
+    assert "Traceback" not in terminal.output
+    assert terminal.rest[0].endswith("the receiver is well")
+    moods = {picture[1].removeprefix("receiver  ") for picture in terminal.pictures}
+    assert {"well", "stopped", "answering 500"} <= moods
+    assert len({picture[3] for picture in terminal.pictures}) > 5, "the bar moves"
+    for picture in terminal.pictures:
+        assert len(picture) <= 20
+        assert all(len(line) < 60 for line in picture)
+
+
+def test_an_example_that_judges_itself_gives_the_exit_code() -> None:
+    assert (exit_code(1), exit_code(0), exit_code({"spoken": 3}), exit_code(None)) == (1, 0, 0, 0)

@@ -12,7 +12,7 @@ import anyio
 from callbackkit.delivery.transport import DeliveryConfig
 from callbackkit.dispatch.concurrency import on_asyncio
 from callbackkit.dispatch.deadline import Watch
-from callbackkit.errors import CallbackCancelledError, Gone, Retry
+from callbackkit.errors import CallbackCancelledError, Gone, Rejected, Retry
 
 __all__ = ["describe", "failure_of"]
 
@@ -93,7 +93,7 @@ def describe(error: BaseException, config: DeliveryConfig | None) -> str:
     if config is None:
         return name
     try:
-        told = error.reason if isinstance(error, Retry | Gone) else str(error)
+        told = error.reason if isinstance(error, Retry | Rejected | Gone) else str(error)
         text = str(config.mask(f"{name}: {told}" if told else name))
     except Exception:
         # Asked for its text, or for its secrets, somebody else's object may do anything.

@@ -195,6 +195,10 @@ class Endpoint:
 
         return await self._change(change, now)
 
+    async def throttle(self, now: float, seconds: float) -> None:
+        """Have nothing sent to it for so many seconds."""
+        await self._change(lambda circuit: self._breaker.throttled(circuit, now, seconds), now)
+
     async def disable(self, now: float, reason: str) -> Change | None:
         """Have nothing sent to it any more."""
 

@@ -64,7 +64,7 @@ class Emission:
 
 
 class Observer:
-    """Told of each event that is stored, and of each attempt to deliver; override what you want.
+    """Told of what is stored, of attempts to deliver and of what operators hear; override any.
 
     It is called where that happens, before and after, and everybody waits for it: it must be
     quick, and not block. What it raises is logged, and changes nothing.
@@ -92,6 +92,10 @@ class Observer:
         """
         del delivery, method
         return None
+
+    def noticing(self, event_type: str, data: Mapping[str, Any]) -> None:
+        """Hear what operators are told: ``endpoint.failing``, ``delivery.dead`` and so on."""
+        del event_type, data
 
 
 class Observers:
@@ -137,6 +141,11 @@ class Observers:
         """Tell all that an event is about to be stored; return what tells them how it went."""
         told = [_asked(each.emitting, emission) for each in self.all]
         return partial(_tell, told)
+
+    def notice(self, event_type: str, data: Mapping[str, Any]) -> None:
+        """Tell all what operators are told."""
+        for each in self.all:
+            _asked(each.noticing, event_type, data)
 
     async def attempt(
         self, transport: Transport, delivery: Delivery, *, timeout: float

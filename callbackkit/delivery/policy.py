@@ -169,10 +169,33 @@ class RetryPolicy:
         retries = len(self.schedule) if attempts_allowed is None else attempts_allowed
         if attempt > retries or not self.schedule:
             return None
-        if retry_after is not None and -math.inf <= retry_after <= math.inf:
-            return float(min(max(retry_after, 0.0), self.max_retry_after))
+        asked = self.asked(retry_after)
+        if asked is not None:
+            return asked
         base = self.schedule[min(attempt, len(self.schedule)) - 1]
         return base * (1.0 + self.jitter * (2.0 * chance - 1.0))
+
+    def asked(self, retry_after: float | None) -> float | None:
+        """Return the seconds a destination asked for, up to *max_retry_after*.
+
+        What is no number asks for nothing: ``None``.
+        """
+        if retry_after is None or not -math.inf <= retry_after <= math.inf:
+            return None
+        return float(min(max(retry_after, 0.0), self.max_retry_after))
+
+    def rest(self, attempt: int, *, most: float, retry_after: float | None = None) -> float:
+        """Return the seconds that a whole endpoint is spared for after an attempt that failed.
+
+        Args:
+            attempt: Number of that attempt, from 1; it may have been the last.
+            most: Most seconds, unless the destination asked for a time.
+            retry_after: As for :meth:`delay`.
+        """
+        asked = self.asked(retry_after)
+        if asked is not None or not self.schedule:
+            return asked or 0.0
+        return min(self.schedule[min(attempt, len(self.schedule)) - 1], most)
 
 
 # Leaving an endpoint alone.
@@ -192,6 +215,8 @@ class Circuit:
         reopened: How often in a row a probe failed.
         reason: Why it is disabled.
         window: ``(start, requests, failures)`` of the parts of the window, the oldest first.
+        resumes_at: When it may be sent to again, whatever its phase: it asked to be spared.
+        rests: Seconds that *resumes_at* lay ahead when it was set.
     """
 
     phase: Phase = "closed"
@@ -203,6 +228,8 @@ class Circuit:
     reopened: int = 0
     reason: str = ""
     window: tuple[tuple[float, int, int], ...] = ()
+    resumes_at: float = 0.0
+    rests: float = 0.0
 
     @property
     def is_spotless(self) -> bool:
@@ -230,10 +257,11 @@ class Circuit:
 
     def _is_sound(self) -> bool:
         counts = (self.failures, self.reopened)
+        times = (self.until, self.lasts, self.noted_at, self.resumes_at, self.rests)
         texts = (self.probe, self.reason)
         return (
             self.phase in get_args(Phase)
-            and all(_is_finite(time) for time in (self.until, self.lasts, self.noted_at))
+            and all(_is_finite(time) for time in times)
             and all(type(count) is int and count >= 0 for count in counts)
             and all(isinstance(text, str) for text in texts)
         )
@@ -281,12 +309,24 @@ class CircuitBreaker:
 
         What lies further ahead than was asked for is over: the clock was set back since.
         """
-        if circuit.phase == "closed":
-            return 0.0
         if circuit.phase == "disabled":
             return math.inf
-        ahead = max(0.0, circuit.until - now)
-        return 0.0 if 0 < circuit.lasts < ahead - _SKEW else ahead
+        spared = self.spared(circuit, now)
+        if circuit.phase == "closed":
+            return spared
+        return max(spared, _ahead(circuit.until, circuit.lasts, now))
+
+    @staticmethod
+    def spared(circuit: Circuit, now: float) -> float:
+        """Return the seconds until it wants to be sent to again, 0 for now."""
+        return _ahead(circuit.resumes_at, circuit.rests, now) if circuit.rests > 0 else 0.0
+
+    @staticmethod
+    def throttled(circuit: Circuit, now: float, seconds: float) -> Circuit:
+        """Return the state in which nothing is sent for so many seconds, or for longer already."""
+        if circuit.phase == "disabled" or CircuitBreaker.spared(circuit, now) >= seconds:
+            return circuit
+        return attrs.evolve(circuit, resumes_at=now + seconds, rests=seconds)
 
     def try_out(self, circuit: Circuit, now: float, *, probe: str, lease: float) -> Circuit:
         """Return the state in which *probe* tries it out, for *lease* seconds at most.
@@ -317,7 +357,10 @@ class CircuitBreaker:
         if circuit.phase == "closed":
             return attrs.evolve(circuit, failures=0, window=self._count(circuit, now, times, 0))
         is_probe = circuit.phase == "half_open" and probe == circuit.probe
-        return Circuit() if is_probe or (circuit.phase == "disabled" and redriven) else circuit
+        if not is_probe and not (circuit.phase == "disabled" and redriven):
+            return circuit
+        # Somebody else may have been asked to spare it meanwhile.
+        return Circuit(resumes_at=circuit.resumes_at, rests=circuit.rests)
 
     def failed(
         self, circuit: Circuit, now: float, *, chance: float, probe: str = "", reason: str = ""
@@ -390,6 +433,12 @@ class CircuitBreaker:
         return attrs.evolve(
             circuit, phase="open", until=now + stay, lasts=stay, probe="", window=()
         )
+
+
+def _ahead(until: float, lasts: float, now: float) -> float:
+    """Return the seconds until a time that lay *lasts* ahead when it was set."""
+    ahead = max(0.0, until - now)
+    return 0.0 if 0 < lasts < ahead - _SKEW else ahead
 
 
 # Not sending too fast.

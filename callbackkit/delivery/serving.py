@@ -17,7 +17,14 @@ from callbackkit.delivery.endpoint import Change, Endpoint
 from callbackkit.delivery.places import Place
 from callbackkit.delivery.policy import RateLimit
 from callbackkit.delivery.transport import Delivery, DeliveryConfig, Transport
-from callbackkit.errors import Gone, LeaseLostError, Retry, StoreError, UnknownSessionError
+from callbackkit.errors import (
+    Gone,
+    LeaseLostError,
+    Rejected,
+    Retry,
+    StoreError,
+    UnknownSessionError,
+)
 from callbackkit.events import Event, Position
 from callbackkit.stores.base import Attempt, Claim, Record, delivery_id
 
@@ -37,6 +44,8 @@ _PROBE_CHECK: Final = 2.0
 _LONGEST_PAUSE: Final = 1.0
 # Seconds that letting go may take when there is no time left.
 _LET_GO: Final = 2.0
+# Seconds that an endpoint is spared for which did not say how long.
+_LONGEST_REST: Final = 60.0
 # Seconds until a claim comes back that has nothing to be read for it.
 _NOTHING: Final = 1.0
 
@@ -66,6 +75,7 @@ class Serving:
         "_probe",
         "_reason",
         "_session_id",
+        "_text",
         "_timeout",
         "_transport",
     )
@@ -80,6 +90,7 @@ class Serving:
         self._leased_until = leased_until
         self._held_since = leased_until - desk.lease
         self._count = 0
+        self._text = b""
         self._config: DeliveryConfig | None = None
         self._endpoint: Endpoint | None = None
         # Why nothing of it can be sent.
@@ -95,6 +106,8 @@ class Serving:
     def _prepare(self, claim: Claim) -> None:
         """Read the configuration and find the endpoint; what fails here would fail again."""
         transport, desk = self._transport, self._desk
+        self._text = claim.config
+        self._config = self._endpoint = self._limit = None
         try:
             config = self._config = desk.read_config(claim.config)
             self._limit = None if config.rate_limit is None else RateLimit(config.rate_limit)
@@ -114,9 +127,7 @@ class Serving:
 
     async def run(self) -> None:
         """Deliver; whatever happens to one claim happens to no other."""
-        endpoint = self._endpoint
-        if endpoint is not None:
-            endpoint.users += 1
+        self._use(1)
         try:
             while self._claim is not None:
                 await self._next(self._claim)
@@ -137,8 +148,18 @@ class Serving:
             await self._let_go()
             raise
         finally:
-            if endpoint is not None:
-                endpoint.users -= 1
+            self._use(-1)
+
+    def _use(self, one: int) -> None:
+        """Count as one more user of the endpoint, or as one less."""
+        if self._endpoint is not None:
+            self._endpoint.users += one
+
+    def _heed(self, claim: Claim) -> None:
+        """Go by what the client asks for now: it was changed while the claim was held."""
+        self._use(-1)
+        self._prepare(claim)
+        self._use(1)
 
     async def _let_go(self) -> None:
         """Have the next one take over at once, not when the lease runs out."""
@@ -158,6 +179,8 @@ class Serving:
         self._count += 1
         if self._count % _YIELD_EVERY == 0:
             await anyio.lowlevel.checkpoint()
+        if claim.config != self._text:
+            self._heed(claim)
         endpoint = self._endpoint
         if endpoint is not None and not endpoint.is_fresh(now := self._desk.clock()):
             await endpoint.load(now)
@@ -393,7 +416,9 @@ class Serving:
             )
         if change is not None:
             await self._tell(change, endpoint, reason)
-        delay = None if isinstance(error, Gone) else self._delay(attempt.number, error)
+        if rest := self._rest(attempt.number, error):
+            await endpoint.throttle(now, rest)
+        delay = self._delay(attempt.number, error)
         if delay is None:
             await self._park(claim, records, reason, attempt)
         elif endpoint.circuit.phase == "disabled" and claim.letter is None:
@@ -403,6 +428,8 @@ class Serving:
             self._claim = None
 
     def _delay(self, attempt: int, error: Exception) -> float | None:
+        if isinstance(error, Gone | Rejected):
+            return None
         delay = self._transport.retry.delay(
             attempt,
             chance=self._desk.random(),
@@ -411,6 +438,15 @@ class Serving:
         )
         # What fails while draining is not tried again here.
         return delay if delay is None or not self._desk.is_draining else max(delay, 1.0)
+
+    def _rest(self, attempt: int, error: Exception) -> float:
+        """Return the seconds that nobody is to send to the endpoint."""
+        retry = self._transport.retry
+        if isinstance(error, Retry) and error.throttles:
+            return retry.rest(attempt, most=_LONGEST_REST, retry_after=_seconds(error.after))
+        # It takes too long already.
+        is_slow = isinstance(error, TimeoutError)
+        return retry.rest(attempt, most=_LONGEST_REST) if is_slow else 0.0
 
     async def _park(
         self, claim: Claim, records: Sequence[Record], reason: str, attempt: Attempt | None

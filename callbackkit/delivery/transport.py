@@ -165,8 +165,11 @@ class Transport(ABC):
 
         Raises:
             Retry: It failed; the next attempt is due when the exception says.
+            Rejected: These events will never be taken; they become a dead letter at once.
             Gone: It failed for good: what is owed to this endpoint becomes dead letters.
-            Exception: Anything else is a failure too, and tried again by :attr:`retry`.
+            Exception: Anything else is a failure too, and tried again by :attr:`retry`. After a
+                ``TimeoutError``, or what took too long, nothing else is sent to the endpoint
+                before that either, for a minute at most.
         """
 
 

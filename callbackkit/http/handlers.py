@@ -18,6 +18,7 @@ from callbackkit.http.access import set_session_cookie
 from callbackkit.http.bodies import check_media_type, convert, decode_object, read_body
 from callbackkit.http.leaving import unless_gone
 from callbackkit.http.operators import serve_firehose
+from callbackkit.http.problems import UnsuitedSessionError
 from callbackkit.http.queries import (
     last_event_id,
     naming,
@@ -28,9 +29,9 @@ from callbackkit.http.queries import (
     wanted_since,
     wanted_wait,
 )
-from callbackkit.http.schemas import RedriveRequest, SampleRequest
+from callbackkit.http.schemas import RedriveRequest, RotateRequest, SampleRequest
 from callbackkit.http.streams import Stream, come_back, only_head
-from callbackkit.sessions.manager import CallbackManager
+from callbackkit.sessions.manager import CallbackManager, new_secret
 from callbackkit.sessions.session import Session
 from callbackkit.sessions.statistics import SessionStats
 from callbackkit.sessions.subscription import Subscription
@@ -129,6 +130,19 @@ class Handlers:
     async def update_session(self, request: Request, session: Session) -> Response:
         changed = await session.update(await self._body(request))
         return self._json(self._shown(changed._record))
+
+    async def rotate_secret(self, request: Request, session: Session) -> Response:
+        asked = convert(await self._body(request), RotateRequest)
+        if session.config.webhook_secret is None:
+            raise UnsuitedSessionError("nothing of this session is signed")
+        secret = new_secret() if asked.webhook_secret is None else asked.webhook_secret
+        config = await self.manager._rotate(session.id, secret, asked.overlap)
+        until = max((each.until for each in config.retired_secrets), default=None)
+        return self._json({
+            "session_id": session.id,
+            "webhook_secret": secret,
+            "previous_until": None if until is None else _time(until),
+        })  # fmt: skip
 
     async def delete_session(self, request: Request, session: Session) -> Response:
         del request
@@ -276,6 +290,18 @@ class Handlers:
         asked = convert(await self._body(request), RedriveRequest)
         count = await self.manager.store.redrive(session.id, asked.ids)
         return self._json({"session_id": session.id, "redriven": count})
+
+    async def get_endpoint(self, request: Request, session: Session) -> Response:
+        del request
+        try:
+            health = await session.endpoint()
+        except ConfigError as exc:
+            raise UnsuitedSessionError(exc.reason) from None
+        shown = {
+            name: _time(each.timestamp()) if isinstance(each, datetime) else each
+            for name, each in attrs.asdict(health).items()
+        }
+        return self._json({"session_id": session.id, **shown})
 
     async def list_attempts(self, request: Request, session: Session) -> Response:
         del request

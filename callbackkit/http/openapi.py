@@ -145,6 +145,15 @@ _OPERATIONS: Final[Mapping[str, _Operation]] = {
         takes="ConfigChanges",
         problems=(409,),
     ),
+    "rotate_secret": _Operation(
+        summary="Give a session another webhook secret",
+        answer="Rotated",
+        takes="RotateRequest",
+        problems=(409,),
+    ),
+    "get_endpoint": _Operation(
+        summary="How the endpoint of a session does", answer="EndpointShown", problems=(409,)
+    ),
     "delete_session": _Operation(summary="Delete a session, with its events", status=204),
     "get_events": _Operation(
         summary="Read events, or wait for them",
@@ -231,7 +240,7 @@ _STATUSES: Final[Mapping[int, str]] = {
     401: "The token of the session is missing or wrong.",
     403: "Not allowed.",
     404: "There is no such session.",
-    409: "The session has ended.",
+    409: "The session has ended, or is not one that can have this.",
     410: "The session was deleted.",
     413: "Too large.",
     422: "Something given can't be had; the problem names it.",
@@ -337,8 +346,11 @@ def _components(methods: Collection[str]) -> Document:
     changes = components["ConfigChanges"]
     config = components["CallbackConfig"]["properties"]
     changes["properties"] = {name: config[name] for name in changes["properties"]}
-    for name in ("ConfigChanges", "SampleRequest", "RedriveRequest"):
+    for name in ("ConfigChanges", "SampleRequest", "RedriveRequest", "RotateRequest"):
         components[name]["additionalProperties"] = False
+    rotation = components["RotateRequest"]["properties"]
+    rotation["webhook_secret"] = config["webhook_secret"]
+    rotation["overlap"] |= {"minimum": 0, "maximum": 604_800}
     components["SampleRequest"]["properties"]["event_type"] |= _text(f"^{_EVENT_TYPE}$")
     components["SampleRequest"]["properties"]["event_type"]["maxLength"] = 128
     return components

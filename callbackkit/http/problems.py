@@ -27,7 +27,7 @@ from callbackkit.errors import (
 from callbackkit.http.queries import ParameterPositionError
 from callbackkit.wire.jsontext import json_text
 
-__all__ = ["PROBLEM_JSON", "WINDOW", "Problem", "problem_of"]
+__all__ = ["PROBLEM_JSON", "WINDOW", "Problem", "UnsuitedSessionError", "problem_of"]
 
 PROBLEM_JSON: Final = "application/problem+json"
 """The media type of every answer that tells of an error."""
@@ -40,6 +40,10 @@ _BLANK: Final = "about:blank"
 # Seconds after which trying again makes sense: somebody else has to go, or the store to come back.
 _LATER: Final = 5
 _SOON: Final = 1
+
+
+class UnsuitedSessionError(CallbackKitError):
+    """What is asked for can't be had of a session as it was created."""
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +110,7 @@ _PLAIN: Final[Mapping[type[CallbackKitError], tuple[int, str]]] = {
     UnknownSessionError: (404, "unknown-session"),
     SessionEndedError: (409, "session-ended"),
     IdempotencyError: (409, "idempotency-key"),
+    UnsuitedSessionError: (409, "unsuited-session"),
     PositionError: (422, "position"),
     WireError: (400, "malformed"),
     StoreError: (503, "store"),

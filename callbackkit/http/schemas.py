@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 import attrs
 from msgspec import Meta
 
-from callbackkit.delivery.policy import Batching
+from callbackkit.delivery.policy import Batching, Phase
 from callbackkit.sessions.history import Bucket
 from callbackkit.sessions.statistics import SessionStats
 
@@ -18,12 +18,15 @@ __all__ = [
     "ConfigChanges",
     "ConfigShown",
     "DeadLetters",
+    "EndpointShown",
     "EventPage",
     "EventShown",
     "Health",
     "Problem",
     "RedriveRequest",
     "Redriven",
+    "RotateRequest",
+    "Rotated",
     "SampleRequest",
     "SampleResult",
     "SessionCreated",
@@ -190,6 +193,32 @@ class Attempts(TypedDict):
     attempts: list[AttemptShown]
 
 
+class EndpointShown(TypedDict):
+    """How the endpoint of a session does, and what became of the session's last attempts."""
+
+    session_id: str
+    name: str
+    phase: Phase
+    is_healthy: bool
+    failures: int
+    reason: str
+    retry_at: When | None
+    attempts: int
+    failed_attempts: int
+    p50: float | None
+    p95: float | None
+    last_success_at: When | None
+    last_failure_at: When | None
+
+
+class Rotated(TypedDict):
+    """The new secret, which is told only here, and how long the one before counts too."""
+
+    session_id: str
+    webhook_secret: str
+    previous_until: When | None
+
+
 class Health(TypedDict):
     """The store can be reached."""
 
@@ -232,6 +261,19 @@ class RedriveRequest:
     """
 
     ids: list[str] | None = None
+
+
+@attrs.frozen
+class RotateRequest:
+    """Which secret a session is to have.
+
+    Attributes:
+        webhook_secret: The secret; ``None`` to have one made.
+        overlap: Seconds that webhooks are signed with the one before too.
+    """
+
+    webhook_secret: str | None = None
+    overlap: float = 86_400.0
 
 
 class ConfigChanges(TypedDict, total=False):

@@ -49,6 +49,8 @@ ROUTES: Final = (
     Route("DELETE", f"{_SESSION}/events", "clear_events", "session"),
     Route("GET", f"{_SESSION}/sse", "stream_events", "session", streams=True, gone=204),
     Route("GET", WEBSOCKET, "open_websocket", "session"),
+    Route("POST", f"{_SESSION}/secret", "rotate_secret", "session"),
+    Route("GET", f"{_SESSION}/endpoint", "get_endpoint", "session"),
     Route("POST", f"{_SESSION}/test", "emit_test_event", "session"),
     Route("GET", f"{_SESSION}/stats", "get_session_stats", "session"),
     Route("GET", f"{_SESSION}/dead-letters", "list_dead_letters", "session"),

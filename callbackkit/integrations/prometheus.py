@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from functools import partial
 from time import perf_counter
-from typing import Final
+from typing import Any, Final, get_args
 
+from callbackkit.delivery.endpoint import Change
 from callbackkit.delivery.observers import Attempted, Emission, Emitted, Observer
 from callbackkit.delivery.transport import Delivery
-from callbackkit.errors import CallbackKitError, Gone, StoreError
+from callbackkit.errors import CallbackKitError, Gone, Rejected, StoreError
 from callbackkit.events import Event
 from callbackkit.sessions.manager import CallbackManager
 from callbackkit.sessions.statistics import ManagerStats
 
 try:
-    from prometheus_client import CollectorRegistry, Histogram, generate_latest
+    from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
+    from prometheus_client.metrics import MetricWrapperBase
     from prometheus_client.registry import Collector
 except ImportError as _exc:
     raise ImportError(
@@ -56,8 +58,8 @@ class CallbackKitCollector(Collector):
         CallbackKitCollector(manager, REGISTRY)
 
     Figures of the store count what all its processes did, and are as old as the manager's last
-    look at them, up to five seconds; they are missing until it has looked. Readers and histograms
-    are of this process, the histograms from when the first collector of the manager was made. No
+    look at them, up to five seconds; they are missing until it has looked. Readers, histograms and
+    what is told of endpoints are of this process, from when the first collector was made. No
     label has more values than there are transports, ways to read, or outcomes.
 
     Args:
@@ -70,7 +72,7 @@ class CallbackKitCollector(Collector):
 
     def __init__(self, manager: CallbackManager, registry: CollectorRegistry | None = None) -> None:
         self._manager = manager
-        self._times = manager.observers.first(_Times, _Times)
+        self._figures = manager.observers.first(_Figures, lambda: _Figures(manager._transports))
         if registry is not None:
             registry.register(self)
 
@@ -78,13 +80,13 @@ class CallbackKitCollector(Collector):
         """Return the metrics by name, without values; a registry asks for it when it registers."""
         yield from _of_store(None)
         yield _of_readers({})
-        yield from self._times.metrics()
+        yield from self._figures.metrics()
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics as they are now; from any thread."""
         yield from _of_store(self._manager.totals)
         yield _of_readers(self._manager._readers.kinds())
-        yield from self._times.metrics()
+        yield from self._figures.metrics()
 
 
 async def render(manager: CallbackManager) -> tuple[bytes, str]:
@@ -93,7 +95,8 @@ async def render(manager: CallbackManager) -> tuple[bytes, str]:
     Looks at the store first, so that the figures are those of now. If the store fails, they are
     those of the last look, or missing: metrics are wanted most when something is broken.
 
-    Histograms begin with the first call, unless a :class:`CallbackKitCollector` was made before.
+    What is of this process begins with the first call, unless a :class:`CallbackKitCollector` was
+    made before.
     """
     try:
         await manager.stats()
@@ -153,13 +156,16 @@ def _of_readers(kinds: dict[str, int]) -> Metric:
     return readers
 
 
-# Times.
+# Of this process.
 
 
-class _Times(Observer):
-    """How long storing and sending took in this process."""
+class _Figures(Observer):
+    """How long storing and sending took, and what operators were told.
 
-    def __init__(self) -> None:
+    One observer for both: each one costs every emit a call.
+    """
+
+    def __init__(self, methods: Collection[str]) -> None:
         # Registered nowhere: whose registry it is, is the application's business.
         self._emits = Histogram(
             "callbackkit_emit_seconds",
@@ -175,7 +181,23 @@ class _Times(Observer):
             buckets=_ATTEMPT_BUCKETS,
             registry=None,
         )
+        self._changes = Counter(
+            "callbackkit_endpoint_changes",
+            "Endpoints that began to fail, recovered or were disabled, found out by this process",
+            ["method", "change"],
+            registry=None,
+        )
+        self._letters = Counter(
+            "callbackkit_dead_letters",
+            "Deliveries that were given up, by this process",
+            ["method"],
+            registry=None,
+        )
         # There from the beginning, or the first of them would be no increase.
+        for method in methods:
+            self._letters.labels(method)
+            for change in get_args(Change):
+                self._changes.labels(method, change)
         self._emits_by = {outcome: self._emits.labels(outcome) for outcome in _EMIT_OUTCOMES}
 
     def emitting(self, emission: Emission) -> Emitted:
@@ -194,14 +216,26 @@ class _Times(Observer):
         took = perf_counter() - began
         self._attempts.labels(method, _outcome_of_attempt(error)).observe(took)
 
+    def noticing(self, event_type: str, data: Mapping[str, Any]) -> None:
+        method, (kind, _, change) = data["delivery_method"], event_type.partition(".")
+        if kind == "endpoint":
+            self._changes.labels(method, change).inc()
+        else:
+            self._letters.labels(method).inc()
+
     def metrics(self) -> Iterator[Metric]:
-        """Yield the histograms, without the ``_created`` series that nobody wants to pay for."""
-        for histogram in (self._emits, self._attempts):
-            for metric in histogram.collect():
-                metric.samples = [
-                    each for each in metric.samples if not each.name.endswith("_created")
-                ]
-                yield metric
+        """Yield all of them."""
+        return _collected(self._emits, self._attempts, self._changes, self._letters)
+
+
+def _collected(*kept: MetricWrapperBase) -> Iterator[Metric]:
+    """Yield metrics without the ``_created`` series that nobody wants to pay for."""
+    for each in kept:
+        for metric in each.collect():
+            metric.samples = [
+                sample for sample in metric.samples if not sample.name.endswith("_created")
+            ]
+            yield metric
 
 
 def _outcome_of_emit(error: BaseException | None) -> str:
@@ -218,6 +252,8 @@ def _outcome_of_attempt(error: BaseException | None) -> str:
         return "delivered"
     if isinstance(error, Gone):
         return "gone"
+    if isinstance(error, Rejected):
+        return "rejected"
     if isinstance(error, TimeoutError):
         return "timeout"
     return "failed" if isinstance(error, Exception) else "cancelled"

@@ -17,7 +17,7 @@ from callbackkit.errors import ConfigError, PayloadError
 from callbackkit.events import check_event_type
 from callbackkit.wire.envelope import JsonCodec, encode_json
 
-__all__ = ["CallbackConfig"]
+__all__ = ["ASKED", "CallbackConfig", "RetiredSecret"]
 
 _JSON: Final = JsonCodec()
 _MASK: Final = "***"
@@ -118,12 +118,18 @@ def _check_secret(_config: object, _attribute: object, value: Any) -> None:
         return
     if not isinstance(value, str):
         raise ConfigError("webhook_secret", f"must be a string, not {_kind(value)}")
+    if not _is_secret(value):
+        raise ConfigError("webhook_secret", "must be 'whsec_' and the base64 of 24 to 64 bytes")
+
+
+def _is_secret(value: object) -> bool:
+    if not isinstance(value, str) or not value.startswith(_SECRET):
+        return False
     try:
         key = base64.b64decode(value.removeprefix(_SECRET), validate=True)
     except (binascii.Error, ValueError):
-        key = b""
-    if not value.startswith(_SECRET) or len(key) not in _SECRET_BYTES:
-        raise ConfigError("webhook_secret", "must be 'whsec_' and the base64 of 24 to 64 bytes")
+        return False
+    return len(key) in _SECRET_BYTES
 
 
 # Which events.
@@ -292,6 +298,42 @@ def _default_method(config: CallbackConfig) -> str:
     return "sse" if config.webhook_url is None else "webhook"
 
 
+@attrs.frozen
+class RetiredSecret:
+    """A secret that another one took over from.
+
+    Attributes:
+        secret: The secret.
+        until: Seconds since 1970 up to which webhooks are signed with it too.
+    """
+
+    secret: str = attrs.field(repr=False)
+    until: float
+
+
+# Secrets that webhooks are signed with at the same time, besides the newest.
+_MOST_RETIRED: Final = 4
+_NO_RETIRED: Final = "must be a list of secrets, each with the seconds since 1970 it counts until"
+
+
+def _retired(value: Iterable[RetiredSecret | Mapping[str, Any]]) -> tuple[RetiredSecret, ...]:
+    try:
+        found = tuple(
+            each if isinstance(each, RetiredSecret) else RetiredSecret(**each) for each in value
+        )
+    except TypeError:
+        raise ConfigError("retired_secrets", _NO_RETIRED) from None
+    return found
+
+
+def _check_retired(_config: object, _attribute: object, value: tuple[RetiredSecret, ...]) -> None:
+    for each in value:
+        until = cast("object", each.until)
+        is_time = isinstance(until, int | float) and 0 <= until <= sys.float_info.max
+        if isinstance(until, bool) or not is_time or not _is_secret(each.secret):
+            raise ConfigError("retired_secrets", _NO_RETIRED)
+
+
 @attrs.frozen(kw_only=True)
 class CallbackConfig:
     """What a client asks for when it opens a session.
@@ -321,6 +363,8 @@ class CallbackConfig:
         rate_limit: Requests per second to the destination, by each process that delivers.
         options: What a transport of your own wants to know, as JSON, up to 16 KiB; may hold
             secrets.
+        retired_secrets: Secrets before *webhook_secret*, the newest first; set by
+            :meth:`rotated`. No client can ask for them.
 
     Raises:
         ConfigError: Something can't be had; no value is repeated.
@@ -343,6 +387,9 @@ class CallbackConfig:
     compression: Literal["gzip"] | None = attrs.field(default=None, validator=_check_compression)
     rate_limit: float | None = attrs.field(default=None, validator=_ABOVE_0)
     options: Mapping[str, Any] = attrs.field(factory=dict[str, Any], repr=_repr_masked, hash=False)
+    retired_secrets: tuple[RetiredSecret, ...] = attrs.field(
+        default=(), converter=_retired, validator=_check_retired, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         # No converters: pyright takes fields that have one for no properties of DeliveryConfig.
@@ -362,7 +409,11 @@ class CallbackConfig:
         """
         if isinstance(value, CallbackConfig):
             return value
-        return cls(**_known("", {} if value is None else value, attrs.fields_dict(cls), keep="ttl"))
+        return cls._read(value, ASKED)
+
+    @classmethod
+    def _read(cls, value: Mapping[str, Any] | None, known: Iterable[str]) -> CallbackConfig:
+        return cls(**_known("", {} if value is None else value, known, keep="ttl"))
 
     # Stored and shown.
 
@@ -377,7 +428,7 @@ class CallbackConfig:
             value = _JSON.decode(text)
         except (ValueError, RecursionError):
             raise ConfigError(_ALL, "must be JSON in UTF-8") from None
-        return cls.of(value)
+        return cls._read(value, attrs.fields_dict(cls))
 
     def to_json(self) -> bytes:
         """Return all of it as JSON, secrets too: for a store."""
@@ -389,7 +440,7 @@ class CallbackConfig:
         The secret is left out; header values, options and the query of the URL are masked.
         """
         shown = attrs.asdict(self)
-        del shown["webhook_secret"]
+        del shown["webhook_secret"], shown["retired_secrets"]
         events = self.events
         return {
             **shown,
@@ -418,12 +469,40 @@ class CallbackConfig:
         for value in self.headers.values():
             secrets.update(word for word in value.split() if len(word) >= 8)
         secrets.update(each for each in _texts(self.options) if len(each) >= 8)
-        if self.webhook_secret is not None:
-            secrets.update({self.webhook_secret, self.webhook_secret.removeprefix(_SECRET)})
+        for secret in self.secrets_at(0.0):
+            secrets.update({secret, secret.removeprefix(_SECRET)})
         _, _, query = (self.webhook_url or "").partition("?")
         if len(query) >= 4:
             secrets.add(query)
         return secrets
+
+    # Secrets.
+
+    def secrets_at(self, now: float) -> tuple[str, ...]:
+        """Return what webhooks are signed with at a time, seconds since 1970; the newest first."""
+        newest = () if self.webhook_secret is None else (self.webhook_secret,)
+        if not self.retired_secrets:
+            return newest
+        return (*newest, *(each.secret for each in self.retired_secrets if now < each.until))
+
+    def rotated(self, secret: str, *, now: float, overlap: float) -> CallbackConfig:
+        """Return it with another secret, beside which the one before counts for a while.
+
+        Args:
+            secret: The other one.
+            now: Seconds since 1970.
+            overlap: Seconds that webhooks are signed with both.
+
+        Raises:
+            ConfigError: *secret* can't be one.
+        """
+        kept = [each for each in self.retired_secrets if now < each.until]
+        if self.webhook_secret is not None and overlap > 0:
+            kept.insert(0, RetiredSecret(self.webhook_secret, now + overlap))
+        others = [each for each in kept if each.secret != secret]
+        return attrs.evolve(
+            self, webhook_secret=secret, retired_secrets=tuple(others[:_MOST_RETIRED])
+        )
 
     # What is kept.
 
@@ -458,6 +537,12 @@ class CallbackConfig:
             "properties": {name: dict(each) for name, each in _PROPERTIES.items()},
             "additionalProperties": False,
         }
+
+
+ASKED: Final = tuple(
+    name for name in attrs.fields_dict(CallbackConfig) if name != "retired_secrets"
+)
+"""The keys that a client may ask for."""
 
 
 # pydantic's errors tell where something is wrong by the keys that lead there, and repeat the value

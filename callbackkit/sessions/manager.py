@@ -26,6 +26,7 @@ import anyio
 import attrs
 
 from callbackkit.delivery.engine import DeliveryEngine
+from callbackkit.delivery.health import EndpointHealth, health_of
 from callbackkit.delivery.observers import (
     Emission,
     Emitted,
@@ -47,7 +48,7 @@ from callbackkit.events import (
     check_event_type,
     check_payload,
 )
-from callbackkit.sessions.config import CallbackConfig
+from callbackkit.sessions.config import ASKED, CallbackConfig
 from callbackkit.sessions.filters import Filters, Known
 from callbackkit.sessions.firehose import Firehose
 from callbackkit.sessions.history import Bucket, History
@@ -68,6 +69,7 @@ from callbackkit.stores.base import (
     SessionRecord,
     SessionState,
     Store,
+    steady_time,
 )
 from callbackkit.stores.memory import MemoryStore
 from callbackkit.wire.envelope import Codec, JsonCodec, encode_body
@@ -87,6 +89,8 @@ OPERATORS: Final = "operator"
 _MOST_CONFIGS: Final = 1_000
 # What of a configuration a session may be given anew.
 _CHANGEABLE: Final = frozenset({"events", "webhook_url", "headers"})
+# Seconds that webhooks may be signed with an older secret too.
+_MOST_OVERLAP: Final = 604_800.0
 # Characters of an owner and of an idempotency key.
 _MOST_TEXT: Final = 255
 
@@ -271,7 +275,8 @@ class CallbackManager:
         return Session(self, record, wanted, token)
 
     def _with_secret(self, config: CallbackConfig) -> CallbackConfig:
-        if config.delivery_method != "webhook" or config.webhook_secret is not None:
+        is_posted = config.webhook_url is not None and config.delivery_method not in READ_METHODS
+        if not is_posted or config.webhook_secret is not None:
             return config
         return attrs.evolve(config, webhook_secret=new_secret())
 
@@ -371,6 +376,36 @@ class CallbackManager:
             if record.config == wanted:
                 self._filters.note(session_id, config, unowed)
                 return Session(self, record, config)
+
+    async def rotate_secret(
+        self, session_id: str, secret: str | None = None, *, overlap: float = 86_400.0
+    ) -> str:
+        """Give a session another secret; see :meth:`.Session.rotate_secret`.
+
+        Raises:
+            UnknownSessionError: There is no such session.
+        """
+        wanted = new_secret() if secret is None else secret
+        await self._rotate(session_id, wanted, overlap)
+        return wanted
+
+    async def _rotate(self, session_id: str, secret: str, overlap: float) -> CallbackConfig:
+        _check_overlap(overlap)
+        record = await self.store.get_session(session_id)
+        while True:
+            known = record.config
+            config = self._read_config(known)
+            if config.webhook_secret is None:
+                raise ConfigError("webhook_secret", "nothing of this session is signed")
+            config = config.rotated(secret, now=time.time(), overlap=overlap)
+            wanted = config.to_json()
+            record = await self.store.update_session(
+                session_id, known=known, config=wanted, unowed=record.unowed
+            )
+            # As in update_session().
+            if record.config == wanted:
+                self._filters.note(session_id, config, record.unowed)
+                return config
 
     @asynccontextmanager
     async def session(
@@ -689,6 +724,7 @@ class CallbackManager:
     ) -> None:
         """Call the callbacks for something that operators hear of; it is in no session's log."""
         self._operator_events += 1
+        self.observers.notice(event_type, data)
         body = encode_body(self._codec, data)
         position = Position(OPERATORS, self._operator_events)
         microseconds = int(time.time() * 1e6)
@@ -727,6 +763,23 @@ class CallbackManager:
         await self._readers.flush()
         record = await self.store.get_session(session_id)
         return SessionStats.of(record, self._readers.kinds(session_id))
+
+    async def endpoint(self, session_id: str) -> EndpointHealth:
+        """Return how the endpoint of a session does.
+
+        Raises:
+            ConfigError: The session is read, or this process has not its transport.
+            UnknownSessionError: There is no such session.
+        """
+        record = await self.store.get_session(session_id)
+        method = record.method
+        if method in READ_METHODS:
+            raise ConfigError("delivery_method", f"{method!r} is read, and has no endpoint")
+        transport = self._transports.get(method)
+        if transport is None:
+            raise ConfigError("delivery_method", f"no transport {method!r:.80} here")
+        config = self._read_config(record.config)
+        return await health_of(self.store, transport, session_id, config, now=steady_time())
 
     # Callbacks of this process.
 
@@ -820,13 +873,18 @@ def _check_text(name: str, value: object) -> None:
 def _check_changes(changes: Mapping[str, Any]) -> None:
     if not isinstance(changes, Mapping):
         raise ConfigError("config", f"must be an object, not {type(changes).__name__}")
-    fields = attrs.fields_dict(CallbackConfig)
     for key in changes:
         if key not in _CHANGEABLE:
-            reason = "can't be changed" if key in fields else "is unknown"
+            reason = "can't be changed" if key in ASKED else "is unknown"
             words = ", ".join(sorted(_CHANGEABLE))
             name = key if isinstance(key, str) and key.isprintable() else ascii(key)
             raise ConfigError(f"{name:.80}", f"{reason}; what can be: {words}")
+
+
+def _check_overlap(overlap: float) -> None:
+    is_number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
+    if not is_number or not 0 <= overlap <= _MOST_OVERLAP:
+        raise ConfigError("overlap", f"must be seconds from 0 to {_MOST_OVERLAP:g}")
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from callbackkit.delivery.attempt import failure_of
+from callbackkit.delivery.attempt import describe, failure_of
 from callbackkit.delivery.transport import Delivery, Transport
-from callbackkit.errors import Gone, Retry
+from callbackkit.errors import Gone, Rejected, Retry
 from callbackkit.events import Event
 from callbackkit.sessions.subscription import After
 from callbackkit.stores.base import delivery_id
@@ -64,6 +64,9 @@ async def _send(session: Session, transport: Transport, event: Event) -> None:
         )
         if error is None:
             return
+        if isinstance(error, Rejected):
+            _skip(delivery, transport, error)
+            return
         if not isinstance(error, Retry):
             raise error
         delay = transport.retry.delay(attempt, chance=random.random(), retry_after=error.after)
@@ -71,6 +74,19 @@ async def _send(session: Session, transport: Transport, event: Event) -> None:
             raise error
         await anyio.sleep(delay)
         attempt += 1
+
+
+def _skip(delivery: Delivery, transport: Transport, error: Rejected) -> None:
+    """Go on without an event that will never be taken: there are no dead letters here."""
+    logger.warning(
+        "an event was rejected, and is skipped",
+        extra={
+            "session_id": delivery.session_id,
+            "delivery_method": transport.name,
+            "delivery_id": delivery.id,
+            "delivery_error": describe(error, delivery.config),
+        },
+    )
 
 
 async def _close(session: Session, transport: Transport) -> None:

@@ -19,6 +19,7 @@ from callbackkit.stores.base import Attempt, DeadLetter, SessionRecord, SessionS
 from callbackkit.streaming.callback import Callback
 
 if TYPE_CHECKING:
+    from callbackkit.delivery.health import EndpointHealth
     from callbackkit.delivery.transport import Transport
     from callbackkit.sessions.manager import CallbackManager
 
@@ -312,7 +313,8 @@ class Session:
 
         Returns when the session has ended and all was sent, or the transport raised
         :exc:`~callbackkit.Gone`. What it raises :exc:`~callbackkit.Retry` for is sent again, by
-        its schedule; anything else it raises ends this, and is raised.
+        its schedule; what it raises :exc:`~callbackkit.Rejected` for is skipped; anything else it
+        raises ends this, and is raised.
 
         Args:
             transport: Carries one event at a time; its name counts in the statistics.
@@ -392,6 +394,29 @@ class Session:
         updated.token = self.token
         return updated
 
+    async def rotate_secret(self, secret: str | None = None, *, overlap: float = 86_400.0) -> str:
+        """Give it another webhook secret; the one before counts for a while longer.
+
+        Until *overlap* is over, webhooks are signed with both, so that whoever verifies them can
+        change over at any time in between; with five at most, should it be done often. What is
+        under way or tried again goes by it from its next attempt on.
+
+        Args:
+            secret: ``whsec_`` and base64 of 24 to 64 bytes; by default one is made.
+            overlap: Seconds, up to 604 800 (7 days); 0 when the one before has become known to
+                others.
+
+        Returns:
+            The secret, to be handed to whoever verifies.
+
+        Raises:
+            ConfigError: It can't be a secret; an *overlap* out of its range; or nothing of the
+                session is signed.
+            UnknownSessionError: There is no such session.
+            SessionEndedError: It has ended.
+        """
+        return await self._manager.rotate_secret(self.id, secret, overlap=overlap)
+
     async def clear(self, before: Position | datetime | str) -> int:
         """Drop the events before a place, but none that a transport is still to deliver.
 
@@ -431,6 +456,15 @@ class Session:
     async def stats(self) -> SessionStats:
         """Return its figures, see :class:`~callbackkit.sessions.statistics.SessionStats`."""
         return await self._manager.session_stats(self.id)
+
+    async def endpoint(self) -> EndpointHealth:
+        """Return how its endpoint does.
+
+        Raises:
+            ConfigError: It is read, or this process has not its transport.
+            UnknownSessionError: There is no such session.
+        """
+        return await self._manager.endpoint(self.id)
 
     async def attempts(self) -> list[Attempt]:
         """Return the last attempts to deliver its events, the oldest first."""

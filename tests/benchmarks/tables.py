@@ -32,6 +32,8 @@ from tests.benchmarks.streaming import (
 )
 from tests.benchmarks.streaming_latency import across_threads, on_the_loop
 from tests.benchmarks.sync_dispatch import by_name, one_raises
+from tests.benchmarks.webhooks import posted
+from tests.benchmarks.webhooks_waiting import waiting
 
 Build = Callable[[], AbstractContextManager[Table]]
 
@@ -93,4 +95,6 @@ def all_tables(
         "fan-out-websocket": partial(websockets, clients),
         "fan-out-latency": partial(keeping_pace, 10 * clients, min(clients, 80)),
         "fan-out-idle": partial(held_open, 100 * clients),
+        "webhooks": partial(posted, 64 * clients),
+        "webhooks-waiting": partial(waiting, registered // 10),
     }

@@ -24,10 +24,14 @@ def ours(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "callbackkit" in row.name and "limit" not in row.name]
 
 
+def starts_a_server(name: str) -> bool:
+    return name.startswith("fan-out") or name == "webhooks"
+
+
 def parameters() -> list[Any]:
     """Each table, those that start servers marked so."""
     return [
-        pytest.param(build, id=name, marks=[pytest.mark.real_server] * name.startswith("fan-out"))
+        pytest.param(build, id=name, marks=[pytest.mark.real_server] * starts_a_server(name))
         for name, build in TINY.items()
     ]
 

@@ -192,6 +192,27 @@ async def test_without_a_breaker_failures_change_nothing() -> None:
     assert await store.load_endpoint("acme") == (0, b"")
 
 
+@pytest.mark.parametrize("breaker", [BREAKER, None], ids=["breaker", "none"])
+async def test_processes_spare_it_together(breaker) -> None:
+    store = MemoryStore()
+    one, two = endpoint(store, breaker), endpoint(store, breaker)
+    assert await one.throttle(0.0, 30.0) is None
+    assert (one.wait(10.0), two.wait(10.0)) == (20.0, 0.0)
+    # What this one does not know yet stands.
+    await two.throttle(10.0, 5.0)
+    assert two.wait(10.0) == 20.0
+    assert one.circuit.is_spotless
+
+
+async def test_a_disabled_one_is_not_spared_too() -> None:
+    store = MemoryStore()
+    one = endpoint(store)
+    await one.disable(0.0, "Gone")
+    before = await store.load_endpoint("acme")
+    await one.throttle(0.0, 30.0)
+    assert await store.load_endpoint("acme") == before
+
+
 async def test_successes_cost_the_store_nothing_and_still_count() -> None:
     store = MemoryStore()
     breaker = CircuitBreaker(failures=100)

@@ -74,6 +74,13 @@ class Broken(Observer):
         raise ZeroDivisionError("attempting")
 
 
+class Deaf(Observer):
+    """Fails when it is told what operators hear."""
+
+    def noticing(self, event_type, data):
+        raise ZeroDivisionError("noticing")
+
+
 class BrokenLater(Observer):
     """Fails when it is told the end."""
 
@@ -442,6 +449,30 @@ async def test_a_manager_has_its_engine_tell_its_observers() -> None:
         await told.until_done(1)
     kinds = [what for what, *_ in listener.log]
     assert kinds == ["emitting", "emitted", "attempting", "attempted"]
+
+
+@pytest.mark.parametrize("deaf", [None, Deaf()], ids=["alone", "one fails"])
+async def test_what_operators_hear_is_told(deaf, caplog) -> None:
+    async def act(_delivery) -> None:
+        raise Gone("HTTP 410")
+
+    class Hearing(Observer):
+        def noticing(self, event_type, data) -> None:
+            heard.append((event_type, data["delivery_method"]))
+
+    heard: list[tuple[str, str]] = []
+    async with CallbackManager(transports=[Told(act)]) as manager:
+        for observer in (deaf, Listener(), Hearing()):
+            if observer is not None:
+                manager.observers.add(observer)
+        session = await manager.create_session({"delivery_method": "told"})
+        await session.progress(1.0)
+        with anyio.fail_after(10):
+            while len(heard) < 2:
+                await checkpoint()
+    assert heard == [("endpoint.disabled", "told"), ("delivery.dead", "told")]
+    failed = [each for each in caplog.records if each.message == "an observer failed"]
+    assert len(failed) == (0 if deaf is None else 2)
 
 
 async def test_what_goes_by_one_connection_is_told_too() -> None:

@@ -305,6 +305,8 @@ def test_its_rate_is_that_of_the_last_window_and_no_event_older_counts(steps) ->
         failures=st.integers(0, 10**9),
         reopened=st.integers(0, 10**9),
         reason=st.text(),
+        resumes_at=st.floats(-1e12, 1e12),
+        rests=st.floats(0, 1e12),
         window=st.lists(
             st.tuples(st.floats(0, 1e12), st.integers(0, 99), st.integers(0, 99)), max_size=10
         ).map(tuple),
@@ -329,6 +331,11 @@ def test_a_circuit_goes_to_json_and_back(circuit) -> None:
         b'{"lasts":"x"}',
         b'{"noted_at":Infinity}',
         b'{"window":[[1%s,1,1]]}' % (b"0" * 400),
+        b'{"resumes_at":"x"}',
+        b'{"resumes_at":null}',
+        b'{"resumes_at":Infinity}',
+        b'{"rests":NaN}',
+        b'{"rests":[1]}',
         b'{"failures":-1}',
         b'{"failures":true}',
         b'{"reopened":"x"}',
@@ -351,7 +358,83 @@ def test_keys_of_a_later_version_are_passed_over() -> None:
     assert Circuit.from_json(b'{"phase":"open","until":5,"colour":"red"}').until == 5
 
 
-@given(st.lists(st.sampled_from(["ok", "fail", "probe", "gone", "redrive"]), max_size=40))
+# Sparing an endpoint.
+
+
+def test_nothing_is_sent_while_an_endpoint_is_spared_whatever_its_phase() -> None:
+    breaker = CircuitBreaker(failures=1, open_for=30)
+    spared = breaker.throttled(Circuit(), 0.0, 100.0)
+    assert (spared.phase, breaker.wait(spared, 0.0), breaker.wait(spared, 99.0)) == (
+        "closed",
+        100.0,
+        1.0,
+    )
+    assert breaker.wait(spared, 100.0) == 0.0
+    opened = breaker.failed(spared, 0.0, chance=0.5)
+    assert (opened.phase, breaker.wait(opened, 0.0)) == ("open", 100.0)
+    long = breaker.failed(breaker.throttled(Circuit(), 0.0, 5.0), 0.0, chance=0.5)
+    assert breaker.wait(long, 0.0) == 30.0
+    gone = breaker.disabled(spared, 0.0, "Gone")
+    assert breaker.wait(gone, 1e9) == math.inf
+    assert breaker.throttled(gone, 1.0, 500.0) is gone
+
+
+def test_the_longest_rest_that_was_asked_for_stands() -> None:
+    breaker = CircuitBreaker()
+    spared = breaker.throttled(Circuit(), 0.0, 100.0)
+    assert breaker.throttled(spared, 50.0, 50.0) is spared
+    assert breaker.wait(breaker.throttled(spared, 50.0, 60.0), 50.0) == 60.0
+
+
+def test_a_clock_set_back_ends_a_rest_and_hinders_no_other() -> None:
+    breaker = CircuitBreaker()
+    spared = breaker.throttled(Circuit(), 10_000.0, 100.0)
+    assert breaker.wait(spared, 5_000.0) == 0.0
+    assert breaker.wait(breaker.throttled(spared, 5_000.0, 10.0), 5_000.0) == 10.0
+
+
+def test_a_rest_of_unknown_length_is_over() -> None:
+    assert CircuitBreaker().wait(Circuit(resumes_at=1e300), 0.0) == 0.0
+
+
+def test_a_probe_that_arrives_does_not_end_a_rest_that_somebody_else_was_asked_for() -> None:
+    breaker = CircuitBreaker(failures=1)
+    circuit = breaker.try_out(
+        breaker.failed(Circuit(), 0.0, chance=0.5), 100.0, probe="me", lease=5
+    )
+    circuit = breaker.succeeded(breaker.throttled(circuit, 101.0, 60.0), 102.0, probe="me")
+    assert circuit.is_spotless
+    assert breaker.wait(circuit, 102.0) == 59.0
+
+
+@pytest.mark.parametrize(
+    ("attempt", "asked", "rest"),
+    [
+        (1, None, 5.0),
+        (2, None, 60.0),
+        # The last one is followed by no delay of its own.
+        (3, None, 60.0),
+        (9, None, 60.0),
+        (1, 7.0, 7.0),
+        (9, 300.0, 300.0),
+        (1, 1e9, 1000.0),
+        (1, math.inf, 1000.0),
+        (1, -3.0, 0.0),
+        (1, math.nan, 5.0),
+    ],
+)
+def test_an_endpoint_is_spared_as_long_as_it_asks_or_a_minute_at_most(attempt, asked, rest) -> None:
+    policy = RetryPolicy(schedule=(5, 300, 7200), max_retry_after=1000)
+    assert policy.rest(attempt, most=60.0, retry_after=asked) == rest
+
+
+def test_without_a_schedule_an_endpoint_is_spared_only_if_it_asks() -> None:
+    policy = RetryPolicy(schedule=())
+    assert policy.rest(1, most=60.0) == 0.0
+    assert policy.rest(1, most=60.0, retry_after=9.0) == 9.0
+
+
+@given(st.lists(st.sampled_from(["ok", "fail", "probe", "gone", "redrive", "spare"]), max_size=40))
 def test_a_breaker_never_leaves_its_table(steps) -> None:
     allowed = {
         ("closed", "closed"), ("closed", "open"), ("open", "open"), ("open", "half_open"),
@@ -370,6 +453,8 @@ def test_a_breaker_never_leaves_its_table(steps) -> None:
             circuit = breaker.failed(circuit, now, chance=0.5, probe=circuit.probe)
         elif step == "gone":
             circuit = breaker.disabled(circuit, now, "Gone")
+        elif step == "spare":
+            circuit = breaker.throttled(circuit, now, 7.0)
         elif step == "redrive":
             circuit = breaker.succeeded(circuit, now, redriven=True, probe="nobody")
         elif circuit.phase in {"open", "half_open"}:

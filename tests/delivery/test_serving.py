@@ -8,7 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from callbackkit.delivery.policy import Batching, Circuit, CircuitBreaker, RetryPolicy
-from callbackkit.errors import ConfigError, Gone, Retry, StoreUnavailableError
+from callbackkit.errors import ConfigError, Gone, Rejected, Retry, StoreUnavailableError
 from callbackkit.stores.memory import MemoryStore
 from tests.delivery.rig import Config, Rig, Told
 
@@ -428,6 +428,212 @@ async def test_a_probe_that_disables_makes_a_dead_letter_of_itself() -> None:
     assert rig.events == ["endpoint.failing", "endpoint.disabled", *["delivery.dead"] * 2]
     letters = await rig.store.dead_letters("s")
     assert {letter.reason for letter in letters} == {"the endpoint is disabled: OSError: refused"}
+
+
+# An endpoint that asks to be spared.
+
+
+def busy(after: float | None = None, *, throttles: bool = True) -> Retry:
+    return Retry(after, "HTTP 429", throttles=throttles)
+
+
+@pytest.mark.parametrize(
+    ("error", "rest"),
+    [
+        (busy(), 10.0),
+        (busy(90.0), 90.0),
+        (busy(1e9), 500.0),
+        (TimeoutError("late"), 10.0),
+    ],
+    ids=["schedule", "asked", "too-much", "timeout"],
+)
+@pytest.mark.parametrize("breaker", [CircuitBreaker(), None], ids=["breaker", "none"])
+async def test_who_asks_to_be_spared_is_sent_nothing_by_any_session_or_process(
+    breaker, error, rest
+) -> None:
+    told = Told(failing(1, error), breaker=breaker)
+    told.retry = RetryPolicy(schedule=(10.0, 20.0), jitter=0.0, max_retry_after=500.0)
+    told.shared = "acme"
+    rig = Rig(told)
+    await rig.session("a")
+    await rig.session("b")
+    await rig.emit("a", 1)
+    async with rig.running(rig.engine()):
+        await rig.until_failed(1, "a")
+    await rig.emit("a", 2)
+    await rig.emit("b", 3)
+    async with rig.running(rig.engine(), rig.engine()):
+        await anyio.wait_all_tasks_blocked()
+        rig.advance(rest - 0.5)
+        await anyio.wait_all_tasks_blocked()
+        assert len(told.tried) == 1
+        # Those who wait come back within a tenth of their time.
+        rig.advance(rest / 10 + 1)
+        await told.until_done(3)
+        await rig.until_settled("a")
+        await rig.until_settled("b")
+    assert rig.events == []
+    # Waiting was no attempt.
+    assert [each.attempt for each in told.tried] in ([1, 2, 1, 1], [1, 1, 2, 1])
+    assert await rig.store.dead_letters("a") == []
+
+
+async def test_without_being_asked_an_endpoint_is_spared_a_minute_at_most() -> None:
+    told = Told(failing(1, busy()), retry=RetryPolicy(schedule=(7200.0,), jitter=0.0))
+    told.shared = "acme"
+    rig = Rig(told)
+    await rig.session("a")
+    await rig.session("b")
+    await rig.emit("a", 1)
+    async with rig.running():
+        await rig.until_failed(1, "a")
+        await rig.emit("b", 2)
+        await anyio.wait_all_tasks_blocked()
+        rig.advance(59)
+        await anyio.wait_all_tasks_blocked()
+        assert len(told.tried) == 1
+        rig.advance(10)
+        await told.until_done(1)
+    assert told.numbers() == [2]
+
+
+async def test_what_is_only_to_be_sent_again_later_holds_back_nobody_else() -> None:
+    told = Told(failing(1, busy(90.0, throttles=False)))
+    told.shared = "acme"
+    rig = Rig(told)
+    await rig.session("a")
+    await rig.session("b")
+    await rig.emit("a", 1)
+    async with rig.running():
+        await rig.until_failed(1, "a")
+        await rig.emit("b", 2)
+        await told.until_done(1)
+    assert told.numbers() == [2]
+
+
+async def test_the_last_attempt_too_has_the_endpoint_spared() -> None:
+    told = Told(failing(1, busy(90.0)))
+    rig = Rig(told, config=Config(retry_attempts=0))
+    await rig.session()
+    await rig.emit("s", 1, 2)
+    async with rig.running():
+        await rig.until_failed(1)
+        await anyio.wait_all_tasks_blocked()
+        rig.advance(89)
+        await anyio.wait_all_tasks_blocked()
+        assert len(told.tried) == 1
+        rig.advance(20)
+        await rig.until_settled()
+    assert told.numbers() == [2]
+    (letter,) = await rig.store.dead_letters("s")
+    assert letter.reason == "Retry: HTTP 429"
+
+
+# What will never be taken.
+
+
+async def test_what_is_rejected_is_dead_at_once_and_the_next_is_sent() -> None:
+    told = Told(failing(1, Rejected("HTTP 422 hunter2")), breaker=CircuitBreaker())
+    rig = Rig(told)
+    await rig.session()
+    await rig.emit("s", 1, 2)
+    async with rig.running():
+        await rig.until_settled()
+        assert told.numbers() == [2]
+        (letter,) = await rig.store.dead_letters("s")
+        assert (letter.reason, letter.attempts) == ("Rejected: HTTP 422 ***", 1)
+        assert rig.events == ["delivery.dead"]
+        # It may have been mended.
+        await rig.store.redrive("s")
+        await told.until_done(2)
+    assert told.done[1].is_redrive
+
+
+async def test_many_rejections_have_the_endpoint_left_alone_for_a_while() -> None:
+    told = Told(failing(99, Rejected("HTTP 401")), breaker=CircuitBreaker(failures=3))
+    rig = Rig(told)
+    await rig.session()
+    await rig.emit("s", *range(9))
+    async with rig.running():
+        await rig.until_failed(3)
+        await anyio.wait_all_tasks_blocked()
+    assert len(told.tried) == 3
+    assert rig.events.count("delivery.dead") == 3
+    assert rig.events.count("endpoint.failing") == 1
+
+
+async def test_gone_is_told_once_whoever_hears_it() -> None:
+    """Several sessions, each of them sending when the endpoint goes; two processes."""
+
+    async def act(_delivery) -> None:
+        if len(told.tried) == 4:
+            all_there.set()
+        await all_there.wait()
+        raise Gone("HTTP 410")
+
+    all_there = anyio.Event()
+    told = Told(act, breaker=CircuitBreaker(), concurrency=2)
+    told.shared = "acme"
+    rig = Rig(told)
+    for session_id in "abcdef":
+        await rig.session(session_id)
+        await rig.emit(session_id, 1)
+    async with rig.running(rig.engine(concurrency=2), rig.engine(concurrency=2)):
+        for session_id in "abcdef":
+            await rig.until_settled(session_id)
+    assert rig.events.count("endpoint.disabled") == 1
+    assert rig.events.count("delivery.dead") == 6
+    assert "endpoint.failing" not in rig.events
+
+
+# What was changed while it is delivered.
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["another", "unreadable"])
+async def test_the_next_delivery_goes_by_what_the_client_asks_for_now(readable) -> None:
+    async def act(delivery) -> None:
+        if len(told.tried) == 1:
+            await rig.store.update_session("s", known=b"s", config=b"new", unowed=())
+
+    def read_config(text: bytes) -> Config:
+        if text == b"new" and not readable:
+            raise ConfigError("options", "must be an object")
+        return Config(options={"to": "you"}) if text == b"new" else Config()
+
+    told = Told(act)
+    rig = Rig(told)
+    await rig.session()
+    await rig.emit("s", 1, 2, 3)
+    async with rig.running(rig.engine(read_config=read_config)):
+        await rig.until_settled()
+    (first, *others) = told.done
+    assert first.options == {}
+    assert [each.options for each in others] == [{"to": "you"}] * (2 * readable)
+    assert len(await rig.store.dead_letters("s")) == (0 if readable else 2)
+
+
+async def test_where_it_went_before_is_not_in_use_any_more() -> None:
+    class Moving(Told):
+        def endpoint(self, session_id, config) -> str:
+            return config.options.get("to", "nobody")
+
+    async def act(_delivery) -> None:
+        used.append([engine._desk.endpoints.get(name, None, 1).users for name in ("me", "you")])
+        if len(used) == 1:
+            await rig.store.update_session("s", known=b"s", config=b"new", unowed=())
+
+    used: list[list[int]] = []
+    rig = Rig(Moving(act))
+    rig.configs[b"new"] = Config(options={"to": "you"})
+    await rig.session(config=Config(options={"to": "me"}))
+    await rig.emit("s", 1, 2)
+    engine = rig.engine()
+    async with rig.running(engine):
+        await rig.until_settled()
+        await anyio.wait_all_tasks_blocked()
+        users = [engine._desk.endpoints.get(name, None, 1).users for name in ("me", "you")]
+    assert used == [[1, 0], [0, 1]]
+    assert users == [0, 0]
 
 
 # Places and rates.

@@ -1,6 +1,8 @@
 """The routes: what each one answers, in both frameworks."""
 
+import base64
 import json
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -27,11 +29,16 @@ from callbackkit import (
     Transport,
 )
 from callbackkit.http.starlette import allow_anyone
+from callbackkit.http.table import ROUTES, Route
+from callbackkit.webhooks.guard import Guard
+from callbackkit.webhooks.sender import Sender, WebhookRequest, WebhookResponse
+from callbackkit.webhooks.transport import WebhookTransport
 from callbackkit.wire.eventstream import EventStreamReader
 from tests.http.rig import (
     PATIENCE,
     AppOf,
     Connection,
+    Made,
     client_of,
     in_both,
     made,
@@ -98,6 +105,206 @@ def test_the_secret_of_webhooks_is_told_once(app_of: AppOf) -> None:
         shown = client.get(f"/callbacks/sessions/{created['session_id']}").text
         assert "whsec_" not in shown
         assert "s3cr3t-value" not in shown
+
+
+# Webhooks: where they go, and what they are signed with.
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+HOOKED = {"webhook_url": "https://example.com/hook", "webhook_secret": SECRET}
+
+
+class Answering(Sender):
+    """Posts nothing, and answers with a status; keeps the requests."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.requests: list[WebhookRequest] = []
+
+    async def start(self, guard: Guard) -> None:
+        del guard
+
+    async def send(self, request: WebhookRequest) -> WebhookResponse:
+        self.requests.append(request)
+        return WebhookResponse(self.status, {"x-echo": str(request.headers)}, b"no " + request.body)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def hooks(status: int = 204) -> WebhookTransport:
+    return hooks_by(Answering(status))
+
+
+def hooks_by(sender: Sender) -> WebhookTransport:
+    retry = RetryPolicy(schedule=(0.0,), jitter=0.0)
+    return WebhookTransport(sender=sender, retry=retry)
+
+
+def test_a_secret_is_replaced_and_told(app_of: AppOf) -> None:
+    manager = CallbackManager(transports=[hooks()])
+    with client_of(open_app(app_of, manager)) as client:
+        session = made(client, **HOOKED)
+        before = datetime.now(UTC)
+        answer = client.post(f"{session.path}/secret", json={"overlap": 60})
+        told = answer.json()
+        assert (answer.status_code, told["session_id"]) == (200, session.id)
+        assert told.keys() == {"session_id", "webhook_secret", "previous_until"}
+        assert told["webhook_secret"] not in {SECRET, OTHER}
+        until = datetime.fromisoformat(told["previous_until"])
+        assert 59 <= (until - before).total_seconds() <= 70
+        # One that is given, and a body with nothing in it.
+        given = {"webhook_secret": OTHER}
+        assert client.post(f"{session.path}/secret", json=given).json()["webhook_secret"] == OTHER
+        assert client.post(f"{session.path}/secret").status_code == 200
+
+
+def test_a_secret_that_others_know_may_be_replaced_at_once(app_of: AppOf) -> None:
+    with client_of(open_app(app_of, CallbackManager(transports=[hooks()]))) as client:
+        session = made(client, **HOOKED)
+        told = client.post(f"{session.path}/secret", json={"overlap": 0}).json()
+        assert told["previous_until"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"webhook_secret": "s3cr3t"}, "webhook_secret"),
+        ({"webhook_secret": 7}, "webhook_secret"),
+        ({"overlap": -1}, "overlap"),
+        ({"overlap": 604_801}, "overlap"),
+        ({"overlap": None}, "overlap"),
+        ({"overlap": True}, "overlap"),
+        ({"secret": "s3cr3t"}, "secret"),
+    ],
+    ids=repr,
+)
+def test_a_wrong_rotation_is_refused(app_of: AppOf, body: Any, field: str) -> None:
+    with client_of(open_app(app_of, CallbackManager(transports=[hooks()]))) as client:
+        answer = client.post(f"{made(client, **HOOKED).path}/secret", json=body)
+        assert (answer.status_code, answer.json()["field"]) == (422, field)
+        assert "s3cr3t" not in answer.text
+
+
+def test_what_has_no_secret_or_no_endpoint_is_a_conflict(app_of: AppOf) -> None:
+    with client_of(open_app(app_of, CallbackManager())) as client:
+        session = made(client)
+        for method, route in (("POST", "secret"), ("GET", "endpoint")):
+            answer = client.request(method, f"{session.path}/{route}")
+            assert answer.status_code == 409
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"] == "callbackkit:unsuited-session"
+
+
+def test_an_ended_session_keeps_its_secret(app_of: AppOf) -> None:
+    manager = CallbackManager(transports=[hooks()])
+    with client_of(open_app(app_of, manager)) as client:
+        session = made(client, **HOOKED)
+        session.end(manager)
+        answer = client.post(f"{session.path}/secret")
+        assert (answer.status_code, answer.json()["type"]) == (409, "callbackkit:session-ended")
+
+
+def test_endpoint_and_secret_are_for_whoever_has_the_token_and_counted(app_of: AppOf) -> None:
+    manager = CallbackManager(transports=[hooks()], limits=Limits(max_requests=3))
+    with client_of(app_of(manager, lambda _, session: None if session else True)) as client:
+        session = made(client, **HOOKED)
+        for method, route in (("POST", "secret"), ("GET", "endpoint")):
+            path = f"{session.path}/{route}"
+            assert client.request(method, path).status_code == 401
+        path = f"{session.path}/secret"
+        statuses = [client.post(path, headers=session.headers).status_code for _ in range(4)]
+        assert statuses == [200] * 3 + [429]
+        assert client.get(f"{session.path}/endpoint", headers=session.headers).status_code == 429
+
+
+def test_an_endpoint_is_shown_as_it_does(app_of: AppOf) -> None:
+    with client_of(open_app(app_of, CallbackManager(transports=[hooks(503)]))) as client:
+        session = made(client, **HOOKED)
+        shown = client.get(f"{session.path}/endpoint").json()
+        assert shown["session_id"] == session.id
+        assert shown["name"].startswith("webhook:example.com:")
+        assert (shown["phase"], shown["is_healthy"], shown["p50"]) == ("closed", True, None)
+        session.emit()
+        shown = eventually(lambda: failing(client.get(f"{session.path}/endpoint").json()))
+        assert shown["is_healthy"] is False
+        assert shown["failures"] > 0
+        assert shown["p95"] >= shown["p50"] >= 0
+        assert datetime.fromisoformat(shown["last_failure_at"]).tzinfo is not None
+        assert shown["last_success_at"] is None
+
+
+def failing(shown: dict[str, Any]) -> dict[str, Any] | None:
+    return shown if shown["failed_attempts"] else None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://127.0.0.1/x", "https://10.0.0.1/x", "http://example.com/x", "https://[::1]/x"],
+)
+def test_no_url_that_may_not_be_posted_to_is_taken(app_of: AppOf, url: str) -> None:
+    with client_of(open_app(app_of, CallbackManager(transports=[hooks()]))) as client:
+        session = made(client, **HOOKED)
+        for answer in (
+            client.post("/callbacks/sessions", json={"webhook_url": url}),
+            client.patch(session.path, json={"webhook_url": url}),
+        ):
+            assert (answer.status_code, answer.json()["field"]) == (422, "webhook_url")
+        shown = client.get(session.path).json()
+        assert shown["config"]["webhook_url"] == HOOKED["webhook_url"]
+
+
+def test_no_answer_and_no_log_repeats_a_secret(
+    app_of: AppOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All routes, after everything has gone wrong; secrets are in two answers, and signatures."""
+    caplog.set_level(logging.DEBUG, "callbackkit")
+    sender = Answering(500)
+    manager = CallbackManager(transports=[hooks_by(sender)])
+    config = {
+        "webhook_url": "https://example.com/hook?key=query-s3cr3t",
+        "webhook_secret": SECRET,
+        "headers": {"Authorization": "Bearer header-s3cr3t"},
+        "options": {"key": "option-s3cr3t"},
+    }
+    texts: list[str] = []
+    with client_of(open_app(app_of, manager)) as client:
+        session = made(client, **config)
+        assert client.post(f"{session.path}/secret", json={"webhook_secret": OTHER}).is_success
+        last = client.post(f"{session.path}/secret").json()["webhook_secret"]
+        session.emit()
+        eventually(lambda: client.get(f"{session.path}/dead-letters").json()["dead_letters"])
+        attempts = client.get(f"{session.path}/attempts").json()["attempts"]
+        assert {each["error"] for each in attempts} == {"SendError: HTTP 500"}
+        bad = {"webhook_secret": f"{SECRET}!", "headers": {"X": "header-s3cr3t\n"}}
+        texts += [
+            client.post("/callbacks/sessions", json=bad).text,
+            client.post(f"{session.path}/secret", json={"webhook_secret": f"{SECRET}!"}).text,
+            client.patch(session.path, json={"webhook_secret": SECRET}).text,
+            client.patch(session.path, json={"headers": bad["headers"]}).text,
+        ]
+        # Or its streams would not end; and it is there until all others were asked.
+        session.end(manager)
+        walked = sorted(filter(is_walked, ROUTES), key=lambda route: route.method == "DELETE")
+        texts += [seen(client, session, route) for route in walked]
+    assert sender.requests
+    texts += [f"{record.__dict__} {record.getMessage()}" for record in caplog.records]
+    assert len(caplog.records) > 3
+    secrets = [each.removeprefix("whsec_") for each in (SECRET, OTHER, last)]
+    for text in texts:
+        assert "s3cr3t" not in text
+        assert not any(secret in text for secret in secrets)
+
+
+def is_walked(route: Route) -> bool:
+    """Those that tell a secret are seen by themselves, and one that does not end not at all."""
+    return route.name not in {"create_session", "rotate_secret", "stream_all_events"}
+
+
+def seen(client: Any, session: Made, route: Route) -> str:
+    path = "/callbacks" + route.path.format(session_id=session.id)
+    answer = client.request(route.method, path)
+    return f"{answer.status_code} {answer.headers} {answer.text}"
 
 
 def test_a_session_is_shown_as_it_stands(app_of: AppOf) -> None:
@@ -426,6 +633,7 @@ BODY_ROUTES = [
     ("POST", "/callbacks/sessions"),
     ("PATCH", "{path}"),
     ("POST", "{path}/test"),
+    ("POST", "{path}/secret"),
     ("POST", "{path}/dead-letters/redrive"),
 ]
 

@@ -19,7 +19,15 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
-from callbackkit import CallbackManager, Limits, MemoryStore, Session, Store
+from callbackkit import (
+    CallbackManager,
+    Delivery,
+    Limits,
+    MemoryStore,
+    Session,
+    Store,
+    Transport,
+)
 from callbackkit.http.openapi import document_of, operations_of
 from callbackkit.http.problems import PROBLEM_JSON
 from callbackkit.http.table import ROUTES
@@ -104,16 +112,17 @@ def without_nulls(value: Any) -> Any:
 @in_both
 def test_answers_fit_their_schemas(app_of: AppOf) -> None:
     """Each answer that works, and one problem of each kind."""
-    manager = CallbackManager()
-    operations = operations_of(METHODS)
+    manager = CallbackManager(transports=[Sink()])
+    operations = operations_of([*METHODS, "sink"])
     with client_of(app_of(manager, lambda *_: True)) as client:
-        session = made(client)
+        session = made(client, delivery_method="sink", webhook_secret=SECRET)
         session.emit()
         for route in ROUTES:
             if route.name in {"stream_events", "stream_all_events", "delete_session"}:
                 continue
             path = "/callbacks" + route.path.format(session_id=session.id)
             answer = client.request(route.method, path)
+            assert answer.is_success or route.name == "open_websocket"
             described = operations[route.name]["responses"][str(answer.status_code)]
             (media, content), *_ = described["content"].items()
             assert answer.headers["content-type"].partition(";")[0] == media
@@ -131,6 +140,17 @@ def check_schema(schema: dict[str, Any], value: object) -> None:
 
 
 # Schemathesis.
+
+SECRET = "whsec_" + "A" * 32
+
+
+class Sink(Transport):
+    """Takes everything."""
+
+    name = "sink"
+
+    async def send(self, delivery: Delivery) -> None:
+        """Be done with it."""
 
 
 @attrs.frozen
@@ -180,7 +200,9 @@ NEGATIVE = schemathesis.GenerationMode.NEGATIVE
 def furnished(client: TestClient, manager: CallbackManager) -> Generator[Room]:
     portal = client.portal
     assert portal is not None
-    active, ended = (portal.call(manager.create_session) for _ in range(2))
+    config = {"delivery_method": "sink", "webhook_secret": SECRET}
+    active = portal.call(manager.create_session, config)
+    ended = portal.call(manager.create_session)
     for session in (active, ended):
         for n in range(3):
             portal.call(session.emit, "n", {"n": n})
@@ -209,7 +231,7 @@ def test_schemathesis_finds_nothing_for_long(app_of: AppOf, tmp_path: Path) -> N
 
 def look_for_faults(app_of: AppOf, store: Store, examples: int) -> None:
     limits = Limits(max_requests=1_000_000, max_sessions=1_000_000)
-    manager = CallbackManager(store, limits=limits)
+    manager = CallbackManager(store, [Sink()], limits=limits)
     app = app_of(manager, let_in_operators)
     with client_of(app) as client, furnished(client, manager) as room:
         found = schemathesis.openapi.from_asgi("/openapi.json", app)

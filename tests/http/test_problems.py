@@ -20,7 +20,7 @@ from callbackkit import (
     UnknownSessionError,
     WireError,
 )
-from callbackkit.http.problems import Problem, problem_of
+from callbackkit.http.problems import Problem, UnsuitedSessionError, problem_of
 
 STATUSES = {
     ConfigError("batching.max_events", "must be 1 or more"): 422,
@@ -29,6 +29,7 @@ STATUSES = {
     WireError("no JSON"): 400,
     IdempotencyError("again"): 409,
     SessionEndedError("s"): 409,
+    UnsuitedSessionError("it has no endpoint"): 409,
     SessionDeletedError("s"): 410,
     UnknownSessionError("s"): 404,
     LimitError("max_event_bytes", 5): 413,

@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Sample
 
-from callbackkit import CallbackManager, Gone, RetryPolicy, StoreError, Transport
+from callbackkit import CallbackManager, Gone, Rejected, RetryPolicy, StoreError, Transport
 from callbackkit.integrations.prometheus import CallbackKitCollector
 from tests.integrations.rig import Failing, until_settled
 
@@ -51,6 +51,8 @@ class Doomed(Transport):
                 raise ConnectionError("away")
             case 0.1, 2:
                 await anyio.sleep_forever()
+            case 0.15, _:
+                raise Rejected("malformed")
             case 0.2, _:
                 raise Gone("never")
 
@@ -65,6 +67,7 @@ def scraped() -> list[Sample]:
             CallbackKitCollector(manager, registry)
             session = await manager.create_session({"delivery_method": "doomed"})
             await session.progress(0.1)
+            await session.progress(0.15)
             await session.progress(0.2)
             await until_settled(session)
             store.on_append = StoreError("full")
@@ -133,7 +136,7 @@ def test_an_expression_has_no_other_words(expression: str) -> None:
 def test_figures_of_the_store_are_never_summed_over_processes(expression: str) -> None:
     """All of them export the same; only what is of one process has a sum."""
     for name, _ in selectors(expression):
-        shared = re.search(r"_(emit|attempt)_seconds|_readers", name) is None
+        shared = re.search(r"_(emit|attempt)_seconds|_readers|_changes|_letters", name) is None
         for sum_of in re.findall(rf"sum[^()]*(?:\([^()]*\) )?\((?:\w+\()?{name}\b", expression):
             assert not shared, sum_of
 

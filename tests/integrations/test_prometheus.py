@@ -15,9 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from callbackkit import (
     CallbackManager,
+    CircuitBreaker,
     Gone,
     Limits,
     MemoryStore,
+    Rejected,
     Retention,
     RetryPolicy,
     SessionEndedError,
@@ -61,6 +63,10 @@ class Door(Transport):
             await anyio.sleep_forever()
         if outcome is not None:
             raise outcome
+
+
+class Told(Door):
+    name = "told"
 
 
 # Figures of the store.
@@ -214,6 +220,7 @@ async def test_who_is_cancelled_did_not_fail() -> None:
 
     class Stuck(MemoryStore):
         async def append(self, *_args, **_options):
+            leaving.cancel()
             await anyio.sleep_forever()
 
     registry = CollectorRegistry()
@@ -222,7 +229,7 @@ async def test_who_is_cancelled_did_not_fail() -> None:
     async with manager:
         session = await manager.create_session()
         assert session.emit_soon("note").cancel()
-        with anyio.move_on_after(0.01):
+        with anyio.CancelScope() as leaving:
             await session.progress(0.5)
     found = values(registry)
     assert found["callbackkit_emit_seconds_count{outcome=cancelled}"] == 2
@@ -243,8 +250,9 @@ async def test_series_of_emits_are_there_before_the_first_one() -> None:
         ([ConnectionError("away")], {"failed": 1, "delivered": 1}),
         (["hang"], {"timeout": 1, "delivered": 1}),
         ([Gone("never")], {"gone": 1}),
+        ([Rejected("malformed")], {"rejected": 1}),
     ],
-    ids=["delivered", "failed", "timeout", "gone"],
+    ids=["delivered", "failed", "timeout", "gone", "rejected"],
 )
 async def test_attempts_are_counted_by_transport_and_outcome(outcomes, expected) -> None:
     registry = CollectorRegistry()
@@ -277,6 +285,29 @@ async def test_an_attempt_that_is_cancelled_is_one_of_its_own() -> None:
     assert found["callbackkit_delivery_attempt_seconds_count{method=door,outcome=cancelled}"] == 1
 
 
+# Endpoints.
+
+
+async def test_what_operators_hear_is_counted_by_transport() -> None:
+    registry = CollectorRegistry()
+    door = Door(Rejected("malformed"), ConnectionError("away"), None, Gone("never"))
+    door.breaker = CircuitBreaker(failures=2, open_for=0.01)
+    manager = CallbackManager(transports=[door, Told()])
+    CallbackKitCollector(manager, registry)
+    async with manager:
+        session = await manager.create_session({"delivery_method": "door"})
+        for _ in range(4):
+            await session.progress(1.0)
+        await until_settled(session)
+    found = values(registry)
+    changes = ("failing", "recovered", "disabled")
+    prefix = "callbackkit_endpoint_changes_total"
+    assert [found[f"{prefix}{{change={each},method=door}}"] for each in changes] == [1, 1, 1]
+    assert [found[f"{prefix}{{change={each},method=told}}"] for each in changes] == [0, 0, 0]
+    assert found["callbackkit_dead_letters_total{method=door}"] == 3
+    assert found["callbackkit_dead_letters_total{method=told}"] == 0
+
+
 # What is never so.
 
 
@@ -293,13 +324,13 @@ async def test_no_series_has_a_session_or_was_created_at_some_time() -> None:
 
 
 async def test_names_and_units_are_those_of_prometheus() -> None:
-    async with CallbackManager() as manager:
+    async with CallbackManager(transports=[Door()]) as manager:
         body, _ = await render(manager)
     for family in text_string_to_metric_families(body.decode()):
         assert family.name.startswith("callbackkit_")
         assert family.documentation
         if family.type == "counter":
-            assert [each.name for each in family.samples] == [f"{family.name}_total"]
+            assert {each.name for each in family.samples} == {f"{family.name}_total"}
         assert family.name.endswith("_seconds") == (family.type == "histogram")
 
 

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from callbackkit.delivery.policy import Batching
 from callbackkit.delivery.transport import DeliveryConfig
 from callbackkit.errors import ConfigError
-from callbackkit.sessions.config import CallbackConfig
+from callbackkit.sessions.config import ASKED, CallbackConfig, RetiredSecret
 
 URL = "https://example.com/hook"
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -54,6 +54,7 @@ def test_nothing_at_all_is_a_configuration() -> None:
         "compression": None,
         "rate_limit": None,
         "options": {},
+        "retired_secrets": (),
     }
 
 
@@ -70,7 +71,7 @@ def test_webhooks_need_a_url() -> None:
 
 
 def test_null_is_as_good_as_nothing_but_for_the_ttl() -> None:
-    every = dict.fromkeys(attrs.fields_dict(CallbackConfig))
+    every = dict.fromkeys(ASKED)
     assert CallbackConfig.of(every) == CallbackConfig(ttl=None)
     assert CallbackConfig(headers=None, options=None) == CallbackConfig()
     assert CallbackConfig.of({"batching": {"max_events": None}}).batching == Batching()
@@ -658,7 +659,8 @@ def test_a_model_has_a_schema_that_names_every_key(mode: Any) -> None:
         config: CallbackConfig
 
     schema = Whole.model_json_schema(mode=mode)["properties"]["config"]
-    assert set(schema["properties"]) == set(attrs.fields_dict(CallbackConfig))
+    assert set(schema["properties"]) == set(ASKED)
+    assert set(ASKED) == set(attrs.fields_dict(CallbackConfig)) - {"retired_secrets"}
     assert schema["additionalProperties"] is False
     batching = schema["properties"]["batching"]["anyOf"][0]["properties"]
     assert {key: each["default"] for key, each in batching.items()} == attrs.asdict(Batching())
@@ -709,3 +711,118 @@ def test_options_have_a_bound() -> None:
     assert CallbackConfig(options={"text": "x" * 16_000}).options["text"]
     with pytest.raises(ConfigError, match=r"^options: must be at most 16384 bytes of JSON$"):
         CallbackConfig(options={"text": "x" * 16_384})
+
+
+# Secrets that are replaced.
+
+OTHER = "whsec_" + base64.b64encode(bytes(range(32, 64))).decode()
+
+
+def secret_number(n: int) -> str:
+    return "whsec_" + base64.b64encode(bytes([n]) * 24).decode()
+
+
+def test_both_secrets_count_until_the_overlap_is_over() -> None:
+    config = FULL.rotated(OTHER, now=100.0, overlap=10.0)
+    assert FULL.secrets_at(100.0) == (SECRET,)
+    assert config.secrets_at(100.0) == config.secrets_at(109.9) == (OTHER, SECRET)
+    assert config.secrets_at(110.0) == (OTHER,)
+    assert config.webhook_secret == OTHER
+    assert config.retired_secrets == (RetiredSecret(SECRET, 110.0),)
+    assert attrs.evolve(config, webhook_secret=SECRET, retired_secrets=()) == FULL
+
+
+def test_without_an_overlap_the_one_before_counts_no_more() -> None:
+    assert FULL.rotated(OTHER, now=100.0, overlap=0).secrets_at(100.0) == (OTHER,)
+
+
+def test_the_first_secret_takes_over_from_none() -> None:
+    config = CallbackConfig().rotated(SECRET, now=100.0, overlap=10.0)
+    assert CallbackConfig().secrets_at(100.0) == ()
+    assert (config.webhook_secret, config.retired_secrets) == (SECRET, ())
+
+
+def test_the_same_secret_once_more_changes_nothing() -> None:
+    config = FULL.rotated(OTHER, now=100.0, overlap=10.0)
+    assert config.rotated(OTHER, now=101.0, overlap=50.0) == config
+
+
+def test_a_secret_that_comes_back_is_not_retired_too() -> None:
+    config = FULL.rotated(OTHER, now=100.0, overlap=10.0).rotated(SECRET, now=101.0, overlap=10.0)
+    assert config.secrets_at(101.0) == (SECRET, OTHER)
+
+
+def test_the_newest_four_are_kept_beside_it_and_none_whose_time_is_over() -> None:
+    config = FULL.rotated(OTHER, now=0.0, overlap=1.0)
+    for n in range(6):
+        config = config.rotated(secret_number(n), now=10.0 + n, overlap=100.0)
+    assert config.secrets_at(16.0) == tuple(secret_number(n) for n in (5, 4, 3, 2, 1))
+    late = config.rotated(SECRET, now=113.5, overlap=1.0)
+    assert late.secrets_at(113.5) == (SECRET, *map(secret_number, (5, 4, 3)))
+
+
+def test_those_whose_time_is_over_take_no_place_of_one_that_counts() -> None:
+    config = FULL.rotated(OTHER, now=0.0, overlap=1000.0)
+    for n in range(4):
+        config = config.rotated(secret_number(n), now=10.0 * n, overlap=1.0)
+    assert config.secrets_at(40.0) == (secret_number(3), SECRET)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "s3cret", "whsec_s3cret", 7, b"s3cret"], ids=repr)
+def test_what_can_be_no_secret_takes_over_from_nothing(secret: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^webhook_secret: must be ") as caught:
+        FULL.rotated(secret, now=0.0, overlap=1.0)
+    assert "s3cret" not in f"{caught.value!r}"
+
+
+def test_retired_secrets_are_stored_and_neither_shown_nor_logged() -> None:
+    config = FULL.rotated(OTHER, now=100.0, overlap=10.0)
+    assert CallbackConfig.from_json(config.to_json()) == config
+    assert hash(CallbackConfig.from_json(config.to_json())) == hash(config)
+    assert config.shown() == FULL.shown()
+    for secret in (SECRET, OTHER):
+        assert (
+            secret.removeprefix("whsec_")
+            not in f"{config!r} {config.shown()} {config.retired_secrets}"
+        )
+        # Whose time is over, too.
+        assert config.mask(f"not {secret}, {secret[6:]}!") == "not ***, ***!"
+
+
+def test_what_was_stored_before_there_were_any_can_be_read() -> None:
+    stored = json.loads(FULL.to_json())
+    del stored["retired_secrets"]
+    assert CallbackConfig.from_json(json.dumps(stored).encode()) == FULL
+
+
+@pytest.mark.parametrize("given", [[{"secret": SECRET, "until": 1e10}], [], None, "x"])
+def test_no_client_can_ask_for_retired_secrets(given: Any) -> None:
+    field, reason = refused({"retired_secrets": given})
+    assert (field, reason[:10]) == ("retired_secrets", "is unknown")
+    assert "retired_secrets" not in reason
+    with pytest.raises(pydantic.ValidationError, match="is unknown"):
+        Request.model_validate({"callback_config": {"retired_secrets": given}})
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        5,
+        True,
+        "x",
+        {"a": 1},
+        [5],
+        [[]],
+        [{}],
+        [{"secret": SECRET}],
+        [{"secret": SECRET, "until": 1.0, "more": 2}],
+        *([{"secret": SECRET, "until": until}] for until in (None, True, "1", -1.0)),
+        *([{"secret": secret, "until": 1.0}] for secret in (None, "s3cret", 7)),
+    ],
+    ids=repr,
+)
+def test_retired_secrets_that_were_broken_in_the_store_are_an_error(stored: Any) -> None:
+    text = json.dumps(json.loads(FULL.to_json()) | {"retired_secrets": stored}).encode()
+    with pytest.raises(ConfigError, match=r"^retired_secrets: must be a list") as caught:
+        CallbackConfig.from_json(text)
+    assert "s3cret" not in f"{caught.value!r} {caught.value.__context__!r}"

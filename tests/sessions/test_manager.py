@@ -5,9 +5,10 @@ import base64
 import gc
 import inspect
 import logging
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from callbackkit import (
+    CallbackConfig,
     CallbackManager,
     CallbackRegistry,
     ConfigError,
@@ -34,6 +36,7 @@ from callbackkit import (
     Position,
     Registration,
     Retention,
+    Retry,
     Session,
     SessionDeletedError,
     SessionEndedError,
@@ -1553,3 +1556,181 @@ async def test_what_is_handed_over_goes_by_the_filter_as_it_is_when_it_is_not_at
         future = session.emit_soon("m")
         await until(future.done)
         assert isinstance(future.exception(0), SessionDeletedError)
+
+
+# Another secret.
+
+SECRETS = ["whsec_" + base64.b64encode(bytes([n]) * 24).decode() for n in range(8)]
+HOOKED = {"webhook_url": "https://example.com/hook", "webhook_secret": SECRETS[0]}
+
+
+def secrets_of(session: Session) -> tuple[str, ...]:
+    return session.config.secrets_at(time.time())
+
+
+async def looked_up(session: Session) -> Session:
+    return await session.manager.get_session(session.id)
+
+
+async def test_a_secret_is_made_and_signs_beside_the_one_before():
+    manager = CallbackManager(transports=[Hook()])
+    session = await manager.create_session(HOOKED)
+    secret = await session.rotate_secret()
+    assert secret not in SECRETS
+    assert secrets_of(await looked_up(session)) == (secret, SECRETS[0])
+    (retired,) = (await looked_up(session)).config.retired_secrets
+    assert 86_390 < retired.until - time.time() <= 86_400
+    assert await manager.rotate_secret(session.id) != secret
+
+
+async def test_a_secret_may_be_given_and_sign_alone_at_once():
+    session = await CallbackManager(transports=[Hook()]).create_session(HOOKED)
+    assert await session.rotate_secret(SECRETS[1], overlap=0) == SECRETS[1]
+    assert secrets_of(await looked_up(session)) == (SECRETS[1],)
+
+
+async def test_a_change_keeps_the_secrets():
+    session = await CallbackManager(transports=[Hook()]).create_session(HOOKED)
+    await session.rotate_secret(SECRETS[1], overlap=604_800)
+    changed = await session.update({"webhook_url": "https://example.com/other"})
+    assert secrets_of(changed) == (SECRETS[1], SECRETS[0])
+    assert changed.config.shown().keys() == CallbackConfig().shown().keys()
+    for changes in ({"retired_secrets": []}, {"webhook_secret": SECRETS[2]}):
+        with pytest.raises(ConfigError, match="what can be: events"):
+            await session.update(changes)
+    with pytest.raises(ConfigError, match="retired_secrets: is unknown"):
+        await session.update({"retired_secrets": []})
+
+
+@pytest.mark.parametrize("overlap", [-1, 604_801, math.nan, math.inf, True, "1", None], ids=repr)
+async def test_two_secrets_count_a_week_at_most(overlap: Any):
+    session = await CallbackManager(transports=[Hook()]).create_session(HOOKED)
+    with pytest.raises(ConfigError, match=r"^overlap: must be seconds from 0 to 604800$"):
+        await session.rotate_secret(overlap=overlap)
+    assert secrets_of(await looked_up(session)) == (SECRETS[0],)
+
+
+@pytest.mark.parametrize("secret", ["", "s3cret", "whsec_s3cret", 7], ids=repr)
+async def test_what_is_no_secret_is_refused_and_not_repeated(secret: Any):
+    session = await CallbackManager(transports=[Hook()]).create_session(HOOKED)
+    with pytest.raises(ConfigError, match=r"^webhook_secret: must be") as caught:
+        await session.rotate_secret(secret)
+    assert "s3cret" not in repr(caught.value)
+    assert secrets_of(await looked_up(session)) == (SECRETS[0],)
+
+
+async def test_a_session_that_is_not_signed_has_no_secret_to_replace():
+    manager = CallbackManager(transports=[Told()])
+    for config in (None, {"delivery_method": "told"}):
+        session = await manager.create_session(config)
+        with pytest.raises(ConfigError, match=r"^webhook_secret: nothing of this"):
+            await session.rotate_secret()
+
+
+async def test_a_session_that_has_ended_keeps_its_secret():
+    session = await CallbackManager(transports=[Hook()]).create_session(HOOKED)
+    await session.end()
+    with pytest.raises(SessionEndedError):
+        await session.rotate_secret()
+    with pytest.raises(UnknownSessionError):
+        await session.manager.rotate_secret("x")
+
+
+async def test_a_secret_can_be_replaced_where_nothing_is_delivered():
+    store = MemoryStore()
+    hook = Hook(only_when_named=frozenset({"m"}))
+    session = await CallbackManager(store, [hook]).create_session(HOOKED)
+    await CallbackManager(store).rotate_secret(session.id, SECRETS[1])
+    assert secrets_of(await looked_up(session)) == (SECRETS[1], SECRETS[0])
+    assert (await store.get_session(session.id)).unowed == ("m",)
+
+
+async def test_rotations_and_changes_that_meet_are_all_kept(tmp_path: Path):
+    here, there, store = await two_handles(tmp_path, {"webhook_secret": SECRETS[0]})
+    pause = store.pause("update_session")
+    async with anyio.create_task_group() as group:
+        group.start_soon(here.rotate_secret, SECRETS[1])
+        assert await pause.reached()
+        await there.rotate_secret(SECRETS[2])
+        await there.update({"events": ["n"]})
+        pause.release()
+    for handle in (here, there):
+        found = await looked_up(handle)
+        assert secrets_of(found) == (SECRETS[1], SECRETS[2], SECRETS[0])
+        assert found.config.events == ("n",)
+    await close(here, there)
+
+
+class Signing(Hook):
+    """Keeps what each attempt would have signed with."""
+
+    def __init__(self, act: Callable[[Delivery], Awaitable[None]]) -> None:
+        super().__init__(act)
+        self.signed: list[tuple[str, ...]] = []
+
+    async def send(self, delivery: Delivery) -> None:
+        config = delivery.config
+        assert isinstance(config, CallbackConfig)
+        self.signed.append(config.secrets_at(time.time()))
+        await super().send(delivery)
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, SQLiteStore])
+async def test_what_is_under_way_signs_with_both_from_its_next_attempt_on(
+    kind: type[Any], tmp_path: Path
+):
+    async def act(delivery: Delivery) -> None:
+        if len(transport.tried) == 1:
+            await session.rotate_secret(SECRETS[1])
+            raise Retry(0.0)
+        if len(transport.tried) == 2:
+            await session.rotate_secret(SECRETS[2], overlap=0.0)
+
+    transport = Signing(act)
+    store = kind(tmp_path / "events.db") if kind is SQLiteStore else kind()
+    async with CallbackManager(store, [transport]) as manager:
+        session = await manager.create_session(HOOKED)
+        await session.emit("n")
+        await session.emit("n")
+        await until(lambda: len(transport.done) == 2)
+    # The last one follows at once, without the session having been let go in between.
+    assert transport.signed == [
+        (SECRETS[0],),
+        (SECRETS[1], SECRETS[0]),
+        (SECRETS[2], SECRETS[0]),
+    ]
+
+
+# Endpoints.
+
+
+async def test_an_endpoint_tells_how_it_does():
+    async def act(delivery: Delivery) -> None:
+        raise Gone("HTTP 410")
+
+    async with CallbackManager(transports=[Hook(act)]) as manager:
+        session = await manager.create_session(HOOKED)
+        health = await session.endpoint()
+        assert (health.name, health.phase, health.is_healthy) == (
+            f"webhook:{session.id}",
+            "closed",
+            True,
+        )
+        await session.emit("n")
+        await until_some(session.dead_letters)
+        health = await manager.endpoint(session.id)
+        assert (health.phase, health.is_healthy) == ("disabled", False)
+        assert (health.reason, health.attempts) == ("Gone: HTTP 410", 1)
+
+
+async def test_what_is_read_or_not_delivered_here_has_no_endpoint():
+    store = MemoryStore()
+    manager = CallbackManager(store, [Hook()])
+    read = await manager.create_session()
+    with pytest.raises(ConfigError, match=r"^delivery_method: 'sse' is read, and has no endpoint"):
+        await read.endpoint()
+    session = await manager.create_session(HOOKED)
+    with pytest.raises(ConfigError, match=r"^delivery_method: no transport 'webhook' here"):
+        await CallbackManager(store).endpoint(session.id)
+    with pytest.raises(UnknownSessionError):
+        await manager.endpoint("x")

@@ -10,6 +10,7 @@ from callbackkit import (
     Delivery,
     Gone,
     PositionError,
+    Rejected,
     Retry,
     RetryPolicy,
     Session,
@@ -130,6 +131,22 @@ async def test_it_waits_as_long_as_the_client_says(session: Session):
     with anyio.fail_after(5):
         await session.serve(transport)
     assert numbers_of(transport.events) == [0, 1, 2]
+
+
+async def test_an_event_that_is_rejected_is_skipped(
+    manager: CallbackManager, caplog: pytest.LogCaptureFixture
+):
+    session = await manager.create_session({"headers": {"X-Key": "hunter2"}})
+    await emit_numbers(session, range(3))
+    transport = Told(on(1, raising(Rejected("no hunter2"))))
+    await session.end()
+    await session.serve(transport)
+    assert numbers_of(transport.events) == [0, 2]
+    assert [delivery.attempt for delivery in transport.tried] == [1, 1, 1]
+    (record,) = caplog.records
+    assert record.message == "an event was rejected, and is skipped"
+    assert record.__dict__["delivery_error"] == "Rejected: no ***"
+    assert record.__dict__["delivery_id"] == transport.tried[1].id
 
 
 async def test_anything_else_that_is_raised_ends_it_and_is_raised(session: Session):
