@@ -180,7 +180,7 @@ async def show_endpoints(store: Store, ids: Sequence[str]) -> None:
     for each in ids:
         with suppress(UnknownSessionError):  # gone, and delivered to nobody
             record = await store.get_session(each)
-            counts.update([endpoint_of(record)] if record.pushes else [])
+            counts.update([await endpoint_of(store, record)] if record.pushes else [])
     for name, sessions in sorted(counts.items()):
         _, state = await store.load_endpoint(name)
         circuit = Circuit.from_json(state)
@@ -192,15 +192,16 @@ async def show_endpoints(store: Store, ids: Sequence[str]) -> None:
         )
 
 
-def endpoint_of(record: SessionRecord) -> str:
+async def endpoint_of(store: Store, record: SessionRecord) -> str:
     """Return the name of where a session is delivered to; of a transport's own it is a guess."""
     from callbackkit.sessions.config import CallbackConfig
     from callbackkit.webhooks.transport import endpoint_name
 
     config = CallbackConfig.from_json(record.config)
-    if config.webhook_url is not None:
-        return endpoint_name(config, record.method)
-    return f"{record.method}:{record.id}"
+    own = f"{record.method}:{record.id}"
+    version, _ = await store.load_endpoint(own)
+    # Of a transport that keeps sessions apart something is known by that name.
+    return own if version or config.webhook_url is None else endpoint_name(config, record.method)
 
 
 async def show_attempts(store: Store, ids: Sequence[str]) -> None:

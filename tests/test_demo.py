@@ -628,6 +628,31 @@ def test_the_endpoint_of_one_session_is_listed(tmp_path: Path) -> None:
     assert "  open  2 failures in a row  1 sessions  not before " in line
 
 
+def test_endpoints_of_a_transport_that_keeps_sessions_apart_show_how_they_stand(
+    tmp_path: Path,
+) -> None:
+    """It names them as it likes, also where a session has a URL; the store knows of them."""
+    file = tmp_path / "events.db"
+
+    class Apart(Wall):
+        name = "apart"
+        retry = RetryPolicy(schedule=(600.0,), jitter=0)
+        breaker = CircuitBreaker(failures=1, open_for=600.0)
+
+    async def fail() -> str:
+        async with CallbackManager(SQLiteStore(file), [Apart()]) as manager:
+            session = await manager.create_session({"delivery_method": "apart", "webhook_url": URL})
+            await session.progress(0.5)
+            await until_tried(session, 1)
+            return session.id
+
+    session_id = anyio.run(fail)
+    done = run("endpoints", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"apart:{session_id}  open  1 failures in a row  1 sessions  not before")
+
+
 def test_attempts_are_listed_one_a_line(tmp_path: Path) -> None:
     ids = make_endpoints(tmp_path / "events.db")
     done = run("attempts", tmp_path / "events.db")

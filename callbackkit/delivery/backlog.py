@@ -41,6 +41,12 @@ class Backlog:
         self._at = 0
         self._is_ended = False
 
+    def ready(self, claim: Claim) -> Sequence[Record]:
+        """Return the records of the next delivery if they are known; else there are none."""
+        if self._batching is not None or claim.bound is not None:
+            return ()
+        return self._ahead[self._at : self._at + 1]
+
     async def next(
         self, claim: Claim, *, anew: bool, is_hurried: bool
     ) -> tuple[Sequence[Record], float]:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from callbackkit.delivery.attempt import Deadlines
 from callbackkit.delivery.endpoint import Endpoints
 from callbackkit.delivery.observers import Observers
 from callbackkit.delivery.places import Place, Places
@@ -39,6 +40,7 @@ class Desk:
         transports: By name.
         endpoints: The endpoints.
         observers: Who is told of attempts.
+        deadlines: Those of attempts; made anew for each run, as they belong to its event loop.
         worker: Names the probes of this engine, unlike those of any other.
         places: How many claims are served at the same time; those that wait for a batch do not
             count.
@@ -66,6 +68,7 @@ class Desk:
         self.transports: Mapping[str, Transport] = transports
         self.endpoints: Endpoints = Endpoints(store)
         self.observers: Observers = observers
+        self.deadlines: Deadlines = Deadlines()
         self.worker: str = worker
         self.places: Places = Places(concurrency, len(transports))
         timeouts = [transport.timeout for transport in transports.values()]

@@ -83,10 +83,16 @@ class Endpoint:
         """It failed last time, or took long."""
         return self._was_slow or not self.circuit.is_spotless
 
-    async def enter(self, *, may_refuse: bool) -> bool:
-        """Take a place, or wait in line for one; ``False`` if the line is too long."""
+    def enter_now(self) -> bool:
+        """Take a place if there is one."""
         if self._free > 0:
             self._free -= 1
+            return True
+        return False
+
+    async def enter(self, *, may_refuse: bool) -> bool:
+        """Take a place, or wait in line for one; ``False`` if the line is too long."""
+        if self.enter_now():
             return True
         if may_refuse and len(self._line) >= _LINE * self._concurrency:
             return False
@@ -160,6 +166,11 @@ class Endpoint:
             self.circuit = Circuit.from_json(state)
         self._loaded_at = now
 
+    @property
+    def is_clear(self) -> bool:
+        """Whoever wants to send may."""
+        return self.circuit.phase == "closed" and self.circuit.resumes_at == 0
+
     def wait(self, now: float) -> float:
         """Return the seconds until somebody may send, 0 for now, infinity for never."""
         return self._breaker.wait(self.circuit, now)
@@ -169,13 +180,19 @@ class Endpoint:
         circuit = self._breaker.try_out(self.circuit, now, probe=probe, lease=lease)
         return await self._save(circuit, now)
 
+    def succeeds_again(self, now: float) -> bool:
+        """Note an attempt that worked, unless that changes anything."""
+        if not self.circuit.is_spotless:
+            return False
+        if not 0 <= now - self._unsaved_since < self._breaker.window:
+            self._unsaved = 0
+            self._unsaved_since = now
+        self._unsaved += 1
+        return True
+
     async def succeeded(self, now: float, *, probe: str, redriven: bool) -> Change | None:
         """Note an attempt that worked, and return what that changed."""
-        if self.circuit.is_spotless:
-            if not 0 <= now - self._unsaved_since < self._breaker.window:
-                self._unsaved = 0
-                self._unsaved_since = now
-            self._unsaved += 1
+        if self.succeeds_again(now):
             return None
 
         def change(circuit: Circuit) -> Circuit:

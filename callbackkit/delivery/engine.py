@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 
-from callbackkit.delivery.attempt import failure_of
+from callbackkit.delivery.attempt import Deadlines, failure_of
 from callbackkit.delivery.desk import Desk
 from callbackkit.delivery.observers import Observers
 from callbackkit.delivery.places import Place
@@ -131,6 +131,7 @@ class DeliveryEngine:
         ended, finished = anyio.Event(), anyio.Event()
         self._ended = ended
         self._desk.is_draining = False
+        self._desk.deadlines = Deadlines()
         self._starting = len(self._transports)
         try:
             with anyio.CancelScope() as self._scope:
@@ -144,6 +145,7 @@ class DeliveryEngine:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._let_go()
+                self._desk.deadlines.close()
                 for transport in self._transports.values():
                     await self._close(transport)
             self._ready.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from typing import Final
 
@@ -10,7 +11,7 @@ __all__ = ["PATIENCE", "Place", "Places"]
 
 # Seconds that one delivery may hold a place that others could use.
 PATIENCE: Final = 1.0
-# Claims that may stand aside, for each that may be served.
+# Claims that may stand aside, for each that may be served, where there are descriptors enough.
 _ASIDE: Final = 16
 # Seconds until who finds no room aside asks again, at least and at most, and between two of these.
 _NEAR, _FAR, _APART = 0.5, 30.0, 0.01
@@ -50,7 +51,9 @@ class Places:
     def __init__(self, concurrency: int, transports: int) -> None:
         self.concurrency: int = concurrency
         self._share = _share(concurrency, transports)
-        self._most_aside = _share(_ASIDE * concurrency, transports)
+        # Each may hold a connection, and others want descriptors too.
+        aside = min(_ASIDE * concurrency, _descriptors() // 3)
+        self._most_aside = _share(aside, transports)
         self._busy: Counter[str] = Counter()
         self._aside: Counter[str] = Counter()
         # Since when those that don't stand aside are at their delivery, the oldest first.
@@ -121,6 +124,16 @@ class Places:
         turn = min(max(self._next_turn, now + _NEAR), now + _FAR)
         self._next_turn = turn + _APART
         return turn - now
+
+
+def _descriptors() -> int:
+    """Return how many files and connections the process may have open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _share(places: int, transports: int) -> int:

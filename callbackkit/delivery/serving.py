@@ -10,7 +10,7 @@ from typing import Final, cast
 import anyio
 import anyio.lowlevel
 
-from callbackkit.delivery.attempt import describe, failure_of
+from callbackkit.delivery.attempt import describe
 from callbackkit.delivery.backlog import Backlog
 from callbackkit.delivery.desk import MARGIN, Desk
 from callbackkit.delivery.endpoint import Change, Endpoint
@@ -46,6 +46,8 @@ _LONGEST_PAUSE: Final = 1.0
 _LET_GO: Final = 2.0
 # Seconds that an endpoint is spared for which did not say how long.
 _LONGEST_REST: Final = 60.0
+# Seconds after which it is asked whether the client wants something else by now.
+_FRESH: Final = 1.0
 # Seconds until a claim comes back that has nothing to be read for it.
 _NOTHING: Final = 1.0
 
@@ -68,6 +70,7 @@ class Serving:
         "_desk",
         "_endpoint",
         "_held_since",
+        "_known_at",
         "_lease",
         "_leased_until",
         "_limit",
@@ -89,6 +92,8 @@ class Serving:
         self._transport: Transport = desk.transports[claim.method]
         self._leased_until = leased_until
         self._held_since = leased_until - desk.lease
+        # When the store last said what the client asks for.
+        self._known_at = self._held_since
         self._count = 0
         self._text = b""
         self._config: DeliveryConfig | None = None
@@ -176,33 +181,50 @@ class Serving:
                 _logger.info("a claim was left to its lease", extra=self._extra())
 
     async def _next(self, claim: Claim) -> None:
+        # Most of this seldom suspends, and a coroutine for each step would cost a third of all
+        # that is done here (tests/benchmarks, "webhooks").
         self._count += 1
         if self._count % _YIELD_EVERY == 0:
             await anyio.lowlevel.checkpoint()
-        if claim.config != self._text:
-            self._heed(claim)
-        endpoint = self._endpoint
-        if endpoint is not None and not endpoint.is_fresh(now := self._desk.clock()):
-            await endpoint.load(now)
-        records = await self._gather(claim)
-        if self._claim is None:
-            return
-        claim = self._claim
+        endpoint = await self._looked_up(claim) if self._must_look(claim) else self._endpoint
+        records = () if claim.letter is not None else self._backlog.ready(claim)
+        if not records:
+            records = await self._gather(claim)
+            if self._claim is None:
+                return
+            claim = self._claim
         if endpoint is None or self._config is None:
             await self._park(claim, records, self._reason, None)
             return
         if endpoint.is_suspect and not self._step_aside(endpoint):
             await self._put_back(claim, self._desk.places.turn_in(self._desk.clock()))
             return
-        if not await endpoint.enter(may_refuse=not self._desk.is_draining):
+        if not endpoint.enter_now() and not await endpoint.enter(
+            may_refuse=not self._desk.is_draining
+        ):
             await self._put_back(claim, endpoint.come_back_in(self._desk.clock()))
             return
         duration: float | None = None
         try:
-            if await self._is_admitted(claim, endpoint, records):
+            if await self._may_go(claim, endpoint, records) and self._claim is not None:
                 duration = await self._deliver(self._claim, endpoint, self._config, records)
         finally:
             endpoint.leave(self._desk.clock(), duration)
+
+    def _must_look(self, claim: Claim) -> bool:
+        """Tell whether the client asks for something else, or the endpoint is to be looked up."""
+        endpoint = self._endpoint
+        is_known = endpoint is None or endpoint.is_fresh(self._desk.clock())
+        return claim.config != self._text or not is_known
+
+    async def _looked_up(self, claim: Claim) -> Endpoint | None:
+        """Go by what the client asks for now, and look the endpoint up."""
+        if claim.config != self._text:
+            self._heed(claim)
+        endpoint = self._endpoint
+        if endpoint is not None and not endpoint.is_fresh(now := self._desk.clock()):
+            await endpoint.load(now)
+        return endpoint
 
     # What comes next.
 
@@ -252,6 +274,18 @@ class Serving:
             # Nothing is going to be sent.
             return True
         return self._desk.step_aside(self._place) or self._desk.is_draining
+
+    async def _may_go(self, claim: Claim, endpoint: Endpoint, records: Sequence[Record]) -> bool:
+        """Tell whether to send now; if not, the client asks for something else, or as below."""
+        # It may have waited: for a batch to fill, or for its turn.
+        if not 0 <= self._desk.clock() - self._known_at < _FRESH:
+            claim = await self._renew(claim, None)
+        if claim.config != self._text:
+            return False
+        if self._limit is None and endpoint.is_clear:
+            self._probe = ""
+            return True
+        return await self._is_admitted(claim, endpoint, records)
 
     async def _is_admitted(
         self, claim: Claim, endpoint: Endpoint, records: Sequence[Record]
@@ -310,7 +344,8 @@ class Serving:
         records: Sequence[Record],
     ) -> float:
         """Send, settle, and return the seconds the attempt took."""
-        claim = await self._secured(claim, config, records)
+        if config.batching is not None or not self._is_leased_for(self._timeout):
+            claim = await self._secured(claim, config, records)
         number = claim.attempts + 1
         delivery = self._delivery(claim, config, records, number)
         desk = self._desk
@@ -318,7 +353,9 @@ class Serving:
         if desk.observers.all:
             error = await desk.observers.attempt(self._transport, delivery, timeout=self._timeout)
         else:
-            error = await failure_of(self._transport.send, delivery, timeout=self._timeout)
+            error = await desk.deadlines.failure_of(
+                self._transport.send, delivery, timeout=self._timeout
+            )
         ended = desk.clock()
         duration = max(0.0, ended - began)
         text = "" if error is None else describe(error, config)
@@ -331,16 +368,23 @@ class Serving:
             error=text,
         )
         if error is None:
-            change = await endpoint.succeeded(
-                ended, probe=self._probe, redriven=claim.letter is not None
-            )
-            if change is not None:
-                await self._tell(change, endpoint, "")
+            if not endpoint.succeeds_again(ended):
+                await self._succeeded(claim, endpoint, ended)
             lease = self._next_lease(endpoint)
             self._hold(await desk.store.ack(claim, records[-1].seq, attempt, lease=lease), records)
         else:
             await self._failed(claim, endpoint, records, attempt, error)
         return duration
+
+    async def _succeeded(self, claim: Claim, endpoint: Endpoint, now: float) -> None:
+        """Note what that changed of the endpoint."""
+        change = await endpoint.succeeded(now, probe=self._probe, redriven=claim.letter is not None)
+        if change is not None:
+            await self._tell(change, endpoint, "")
+
+    def _is_leased_for(self, timeout: float) -> bool:
+        """Tell whether the lease lasts for *timeout* seconds and some more."""
+        return self._leased_until - self._desk.clock() >= timeout + MARGIN
 
     async def _secured(
         self, claim: Claim, config: DeliveryConfig, records: Sequence[Record]
@@ -358,7 +402,7 @@ class Serving:
 
     async def _renewed(self, claim: Claim, timeout: float) -> Claim:
         """Return a claim whose lease lasts for *timeout* seconds and some more."""
-        if self._leased_until - self._desk.clock() >= timeout + MARGIN:
+        if self._is_leased_for(timeout):
             return claim
         return await self._renew(claim, None)
 
@@ -367,6 +411,7 @@ class Serving:
         lease = max(self._lease, self._desk.lease)
         claim = self._claim = await self._desk.store.renew(claim, lease=lease, bound=bound)
         self._leased_until = now + lease
+        self._known_at = now
         return claim
 
     def _delivery(
@@ -501,6 +546,7 @@ class Serving:
         now = self._desk.clock()
         self._desk.places.begin(self._place, now)
         self._leased_until = now + max(self._lease, self._desk.lease)
+        self._known_at = now
         self._backlog.move_on(claim, records)
 
     async def _put_back(self, claim: Claim, delay: float) -> None:

@@ -170,7 +170,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _PROTOCOL: Final = frozenset({
     "connection", "content-encoding", "content-length", "content-type", "expect", "host",
-    "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+    "keep-alive", "proxy", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _PROTOCOLS: Final = ("proxy-", "webhook-")
 
@@ -194,7 +194,9 @@ def _check_header(name: object, value: object, seen: set[str]) -> None:
         raise ConfigError("headers", f"{reason}; that of number {len(seen) + 1} is not")
     field = f"headers.{name}"
     lower = name.lower()
-    if lower in _PROTOCOL or lower.startswith(_PROTOCOLS):
+    # Servers by CGI or WSGI give the application "_" for "-".
+    dashed = lower.replace("_", "-")
+    if dashed in _PROTOCOL or dashed.startswith(_PROTOCOLS):
         raise ConfigError(field, "is set by the protocol")
     if lower in seen:
         raise ConfigError(field, "is there twice; case makes no difference")

@@ -21,6 +21,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, Unpack, overload
+from urllib.parse import urlsplit
 
 import anyio
 import attrs
@@ -350,7 +351,8 @@ class CallbackManager:
         Args:
             session_id: The session.
             changes: Any of ``events``, ``webhook_url`` and ``headers``, each as a whole; ``None``
-                for what it is by default.
+                for what it is by default. Where *webhook_url* leads to another server, the headers
+                for the one before are gone, unless there are new ones beside it.
 
         Returns:
             A new handle, which does not know the token.
@@ -365,7 +367,10 @@ class CallbackManager:
         record = await self.store.get_session(session_id)
         while True:
             known = record.config
-            config = attrs.evolve(self._read_config(known), **changes)
+            before = self._read_config(known)
+            config = attrs.evolve(before, **changes)
+            if "headers" not in changes:
+                config = _with_headers_of(before, config)
             transport = self._transport_for(config)
             unowed = () if transport is None else _unnamed(transport, config)
             wanted = config.to_json()
@@ -885,6 +890,19 @@ def _check_overlap(overlap: float) -> None:
     is_number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
     if not is_number or not 0 <= overlap <= _MOST_OVERLAP:
         raise ConfigError("overlap", f"must be seconds from 0 to {_MOST_OVERLAP:g}")
+
+
+def _with_headers_of(before: CallbackConfig, after: CallbackConfig) -> CallbackConfig:
+    """Take the headers of one server away from a configuration that leads to another one.
+
+    They are shown to nobody: whoever may change the URL could have them sent to himself.
+    """
+    was, now = _origin(before.webhook_url), _origin(after.webhook_url)
+    return after if was in {None, now} else attrs.evolve(after, headers={})
+
+
+def _origin(url: str | None) -> tuple[str, str] | None:
+    return None if url is None else urlsplit(url)[:2]
 
 
 def _check_seconds(name: str, value: object) -> None:

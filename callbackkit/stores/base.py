@@ -17,6 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -786,13 +787,11 @@ class Watches:
 # Time.
 
 
-def _uptime() -> float:
-    if sys.platform == "linux":
-        # Goes on while the machine is suspended, which the monotonic clock does not.
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
-
-
+# Called for each step of a delivery, so without a function of ours in between. On Linux the clock
+# that goes on while the machine is suspended, which the monotonic one does not.
+_uptime: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic
+)
 _BEGAN: Final = time.time() - _uptime()
 
 

@@ -351,8 +351,8 @@ class MemoryStore(Store):
         """Move the cursor on, never back."""
         if upto <= session.cursor:
             return
-        record = session.at(upto)
-        ordinal = session.settled if record is None else record.ordinal
+        found = session.ordinal_at(upto)
+        ordinal = session.settled if found is None else found
         self._settled += ordinal - session.settled
         session.settled = ordinal
         session.cursor = upto

@@ -139,10 +139,10 @@ class Session:
         first = self.first
         return self._log.slice(begin - first, None if end is None else end - first)
 
-    def at(self, seq: int) -> Record | None:
-        """Return a record, or ``None`` if it is not kept."""
+    def ordinal_at(self, seq: int) -> int | None:
+        """Return the ordinal of a record, or ``None`` if it is not kept."""
         if self._log is not None and self.first <= seq <= self.top:
-            return self._log.at(seq - self.first)
+            return self._log.kept_at(seq - self.first)[5]
         return None
 
     def oldest(self) -> Record:

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections import OrderedDict
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import anyio
@@ -22,6 +22,7 @@ except ImportError as _exc:
     ) from _exc
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from callbackkit.webhooks.guard import Guard
@@ -29,7 +30,6 @@ from callbackkit.webhooks.sender import (
     IDLE,
     MAX_ANSWER,
     MOST_IDLE,
-    PATIENCE,
     LookUp,
     NameService,
     Sender,
@@ -50,6 +50,9 @@ _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
 
 # What aiohttp would add that nobody asked for: above all, that answers may be compressed.
 _NOT_ADDED: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+
+# Heads in one packet that are read one by one.
+_MOST_HEADS: Final = 4
 
 # Bytes from which aiohttp warns of a body that is given as such.
 _LARGE: Final = 1_048_576
@@ -140,12 +143,16 @@ class _Sessions:
         self._closing = connect.session(force_close=True)
         self._keepalive = keepalive
         self._most = most
+        # Requests by the session that keeps connections: of one host it keeps no more than there
+        # were at the same time.
+        self._under_way = 0
         # Hosts that connections may be kept for, and when one was used; the longest ago first.
         self._hosts: OrderedDict[str, float] = OrderedDict()
 
     async def post(self, request: WebhookRequest) -> WebhookResponse:
         url, host = _route_of(request.url)
         session = self._session(host)
+        self._under_way += session is self._keeping
         attempt = _Attempt()
         token = _current.set(attempt)
         try:
@@ -161,9 +168,12 @@ class _Sessions:
             _current.reset(token)
             attempt.end()
             if session is self._keeping:
+                self._under_way -= 1
                 self._used(host)
 
     def _session(self, host: str) -> aiohttp.ClientSession:
+        if self._under_way >= self._most:
+            return self._closing
         hosts = self._hosts
         if host not in hosts:
             # The connector looks for those that are to be closed as often as they are kept.
@@ -172,7 +182,7 @@ class _Sessions:
                 hosts.popitem(last=False)
             if len(hosts) >= self._most:
                 return self._closing
-        self._used(host)
+            self._used(host)
         return self._keeping
 
     def _used(self, host: str) -> None:
@@ -201,6 +211,9 @@ class _Connect:
             ssl=True if self._context is None else self._context,
             **options,
         )
+        # There is no public way to have another protocol.
+        factory: Any = partial(_Protocol, loop=asyncio.get_running_loop())
+        connector._factory = factory
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -219,6 +232,19 @@ class _Connect:
         self._guard.check_address(address[0], address[1])
         _current.get().is_new = True
         return socket.socket(family, kind, protocol)
+
+
+class _Protocol(ResponseHandler):
+    """Reads a head by itself: what comes behind it, and is wrong, does not undo the status."""
+
+    def data_received(self, data: bytes) -> None:
+        # Some heads may come before that of the answer (1xx).
+        for _ in range(_MOST_HEADS):
+            head, end, data = data.partition(b"\r\n\r\n")
+            super().data_received(head + end)
+            if not data:
+                return
+        super().data_received(data)
 
 
 class _Resolver(AbstractResolver):
@@ -289,25 +315,27 @@ async def _post(
         headers=request.headers,
         allow_redirects=False,
     )
+    is_taken = 200 <= answer.status < 300
     try:
-        content = await _body_of(answer)
+        # Of a success nobody asks for more, but to use the connection again.
+        content = b"" if is_taken and answer.content.is_eof() else await _body_of(answer, request)
         if answer.content.is_eof():
             _current.get().transport = None
     finally:
         answer.release()
-    if 200 <= answer.status < 300:
-        content = b""
+    if is_taken:
+        return WebhookResponse(answer.status, {})
     return WebhookResponse(answer.status, as_headers(answer.raw_headers), content)
 
 
-async def _body_of(answer: aiohttp.ClientResponse) -> bytes:
+async def _body_of(answer: aiohttp.ClientResponse, request: WebhookRequest) -> bytes:
     """Read what comes soon of the body, and no more than may be."""
     content = answer.content
     if content.is_eof():
         return content.read_nowait(MAX_ANSWER)
     body = bytearray()
     try:
-        with anyio.move_on_after(PATIENCE):
+        with anyio.CancelScope(deadline=request.body_until()):
             while len(body) <= MAX_ANSWER and not content.at_eof():
                 body += await content.read(MAX_ANSWER + 1 - len(body))
     except _FAILURES:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from callbackkit.errors import ConfigError, ForbiddenAddressError
 
-__all__ = ["PORTS", "Guard"]
+__all__ = ["PORTS", "Guard", "host_name"]
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -137,7 +137,7 @@ class Guard:
         ports: Ports that may be dialled outside of *allowed_networks*; ``None`` for any.
 
     Raises:
-        TypeError: One text or number instead of several.
+        TypeError: One text or number instead of several; a *require_https* that is no bool.
         ValueError: What is no network, has bits set beyond its prefix, or could never be dialled;
             what is no port.
 
@@ -154,6 +154,8 @@ class Guard:
     ) -> None:
         _check_several("allowed_networks", allowed_networks, "('10.1.0.0/16',)")
         self._allowed = tuple(_network(each) for each in allowed_networks)
+        if not isinstance(cast(object, require_https), bool):
+            raise TypeError(f"require_https must be True or False, not {require_https!r:.80}")
         self._require_https = require_https
         if ports is not None:
             _check_several("ports", ports, "(443,)")
@@ -378,7 +380,7 @@ def _target(url: str) -> _Target:
 
 def _host(literal: str | None, name: str) -> Address | str:
     if literal is None:
-        name = _name(name)
+        name = host_name(name)
         if not _NUMBER.fullmatch(name.rpartition(".")[2]):
             return name
     address = _address(name if literal is None else literal)
@@ -387,8 +389,12 @@ def _host(literal: str | None, name: str) -> Address | str:
     return address
 
 
-def _name(text: str) -> str:
-    """Return a host name in the form that is looked up, without the dot at its end."""
+def host_name(text: str) -> str:
+    """Return a host name in the form that is looked up, in ASCII and without the dot at its end.
+
+    Raises:
+        ConfigError: There is none.
+    """
     try:
         # The codec has the Unicode of 2002, which lacks some digits; and is slow with long text.
         text = unicodedata.normalize("NFKC", text) if len(text) < 256 else ""

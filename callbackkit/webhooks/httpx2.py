@@ -23,7 +23,6 @@ from callbackkit.webhooks.sender import (
     IDLE,
     MAX_ANSWER,
     MOST_IDLE,
-    PATIENCE,
     LookUp,
     NameService,
     Sender,
@@ -347,18 +346,26 @@ class _Connection:
 
     @property
     def is_reusable(self) -> bool:
-        return self.http.is_idle() and self.stream.is_sent
+        return self.http.is_idle() and self.stream.is_sent and not self._has_more
+
+    @property
+    def _has_more(self) -> bool:
+        """Bytes came behind the answer, and would be taken for the next one."""
+        # There is no public way to see them. Without this one no connection is used again.
+        state: Any = getattr(self.http, "_h11_state", None)
+        return state is None or bool(state.trailing_data[0])
 
     async def post(self, route: _Route, request: WebhookRequest) -> WebhookResponse:
         self.stream.has_answered = False
         answer = await self.http.handle_async_request(_request(route, request))
         try:
-            body = await _body_of(answer)
+            body = await _body_of(answer, request.body_until())
         finally:
             with anyio.CancelScope(shield=True):
                 await answer.aclose()
         if 200 <= answer.status < 300:
-            body = b""
+            # Nobody asks for more.
+            return WebhookResponse(answer.status, {})
         return WebhookResponse(answer.status, as_headers(answer.headers), body)
 
 
@@ -371,11 +378,11 @@ def _request(route: _Route, request: WebhookRequest) -> httpcore2.Request:
     return httpcore2.Request("POST", route.url, headers=headers, content=request.body)
 
 
-async def _body_of(answer: httpcore2.Response) -> bytes:
+async def _body_of(answer: httpcore2.Response, until: float) -> bytes:
     """Read what comes soon of the body, and no more than may be."""
     body = bytearray()
     try:
-        with anyio.move_on_after(PATIENCE):
+        with anyio.CancelScope(deadline=until):
             async with aclosing(answer.aiter_stream()) as parts:
                 async for part in parts:
                     body += part

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import socket
 import ssl
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final, TypeAlias, cast
 from urllib.parse import quote, urlsplit
 
 import anyio
-import anyio.to_thread
+import anyio.from_thread
+import anyio.lowlevel
 import attrs
 
-from callbackkit.errors import ForbiddenAddressError, SendError
-from callbackkit.webhooks.guard import Guard
+from callbackkit.buffer import new_waiter
+from callbackkit.errors import ConfigError, ForbiddenAddressError, SendError
+from callbackkit.webhooks.guard import Guard, host_name
 
 __all__ = [
     "IDLE",
@@ -71,11 +75,18 @@ class WebhookRequest:
         url: Where to; the guard has let it pass.
         headers: All of them but ``Host`` and ``Content-Length``, which the sender sets.
         body: The bytes, as they were signed.
+        answered_by: When no more of an answer's body is waited for, by :func:`anyio.current_time`:
+            before the caller gives up, as the status must not be lost with it.
     """
 
     url: str = attrs.field(repr=_without_query)
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
+    answered_by: float = attrs.field(repr=False, default=math.inf)
+
+    def body_until(self) -> float:
+        """Return when the rest of an answer is not waited for any longer."""
+        return min(anyio.current_time() + PATIENCE, self.answered_by)
 
 
 @attrs.frozen
@@ -84,7 +95,8 @@ class WebhookResponse:
 
     Attributes:
         status: As it came; 300 to 399 too, since nothing is followed.
-        headers: Names in lower case; of several with one name, the last.
+        headers: Names in lower case; of several with one name, the last. None for a status from
+            200 to 299.
         body: Its first :data:`MAX_ANSWER` bytes as they came, compressed if they were; of a slow or
             broken answer, those that came within :data:`PATIENCE` seconds. Empty for a status from
             200 to 299.
@@ -124,7 +136,7 @@ class Sender(ABC):
 
         Raises:
             ForbiddenAddressError: The guard let no address of the host pass.
-            SendError: No answer came. The ``__cause__`` is the system's :exc:`OSError`, if it was one;
+            SendError: No answer came. The ``__cause__`` is the :exc:`OSError` that it was, if any;
                 an exception of a library is none, for its text may have the URL, headers or
                 what was answered in it.
         """
@@ -180,7 +192,11 @@ def target_of(url: str) -> Target:
     parts = urlsplit(url)
     host = parts.hostname or ""
     if not host.isascii():
-        raise SendError("the host name is not ASCII: write it in Punycode, 'xn--...'")
+        # What was judged is what is looked up.
+        try:
+            host = host_name(host)
+        except ConfigError as exc:
+            raise SendError(str(exc)) from None
     path = quote(parts.path or "/", safe=_ASCII)
     if parts.query:
         path = f"{path}?{quote(parts.query, safe=_ASCII)}"
@@ -214,13 +230,41 @@ class NameService:
             SendError: The host has none.
         """
         try:
-            found = await anyio.to_thread.run_sync(
-                lambda: list(self._find(host)), abandon_on_cancel=True, limiter=self._limiter
-            )
+            found = await self._asked(host)
         # UnicodeError is a ValueError: a label that is empty, or longer than 63.
         except (OSError, ValueError) as exc:
             raise SendError("the host was not found") from exc
         return self._allowed(found, port)
+
+    async def _asked(self, host: str) -> list[str]:
+        """Ask in a thread, which counts until it ends, and not until nobody waits for it.
+
+        A daemon thread: a name server that does not answer holds up no exit.
+        """
+        asker, waiter, token = object(), new_waiter(), anyio.lowlevel.current_token()
+        told: list[list[str] | BaseException] = []
+
+        def ask() -> None:
+            try:
+                told.append(list(self._find(host)))
+            except BaseException as exc:
+                # Whatever it is, it belongs to who asked.
+                told.append(exc)
+            waiter.wake()
+            with suppress(RuntimeError):  # the event loop has ended
+                anyio.from_thread.run_sync(self._limiter.release_on_behalf_of, asker, token=token)
+
+        await self._limiter.acquire_on_behalf_of(asker)
+        try:
+            threading.Thread(target=ask, name="callbackkit-names", daemon=True).start()
+        except RuntimeError as exc:
+            self._limiter.release_on_behalf_of(asker)
+            raise OSError("no thread can be started") from exc
+        await waiter.wait()
+        found = told[0]
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
     def _allowed(self, found: list[str], port: int) -> list[str]:
         allowed: list[str] = []

@@ -31,7 +31,7 @@ from callbackkit.sessions.config import CallbackConfig
 from callbackkit.webhooks.guard import PORTS, Guard
 from callbackkit.webhooks.sender import Sender, WebhookRequest, WebhookResponse
 from callbackkit.wire.envelope import encode_event, encode_events
-from callbackkit.wire.signature import sign
+from callbackkit.wire.signature import Signer
 
 __all__ = ["WebhookTransport"]
 
@@ -42,9 +42,14 @@ _WORTH_IT: Final = 1_024
 # Bytes of a body above which compressing it would hold up the event loop.
 _LARGE: Final = 131_072
 _LEVEL: Final = 6
+# Seconds before the deadline of an attempt from which no more of an answer's body is waited for.
+_HEADROOM: Final = 0.1
 
 # Gateways that found nobody behind them, and who asked for less: all that goes there waits.
 _THROTTLING: Final = frozenset({429, 502, 503, 504})
+
+# Configurations whose requests are prepared.
+_MOST_PREPARED: Final = 1_024
 
 _BREAKER: Final = CircuitBreaker()
 
@@ -77,8 +82,8 @@ class WebhookTransport(Transport):
     back all that goes there. Everything else is tried again: other statuses, redirects, which are
     not followed, and no answer.
 
-    Sessions with the same URL and the same headers have one endpoint: they share its breaker, its
-    rate limit and its concurrency.
+    Sessions with the same URL, headers, timeout and rate limit have one endpoint: they share its
+    breaker, its rate and its concurrency.
 
     Args:
         allowed_networks: Networks that webhooks may go to although they are not public, such as
@@ -108,7 +113,7 @@ class WebhookTransport(Transport):
     """
 
     name = "webhook"
-    only_when_named = frozenset({EventType.STREAMING_CHUNK.value})
+    only_when_named: Collection[str] = frozenset({EventType.STREAMING_CHUNK.value})
 
     def __init__(
         self,
@@ -128,16 +133,17 @@ class WebhookTransport(Transport):
         self.guard: Guard = Guard(
             allowed_networks=allowed_networks, require_https=require_https, ports=ports
         )
-        self.timeout = timeout
-        self.retry = RetryPolicy() if retry is None else retry
-        self.breaker = breaker
-        self.concurrency = concurrency
+        self.timeout: float = timeout
+        self.retry: RetryPolicy = RetryPolicy() if retry is None else retry
+        self.breaker: CircuitBreaker | None = breaker
+        self.concurrency: int = concurrency
         by_name([self])
         self._given = _checked_sender(sender)
         self._sender: Sender | None = None
         self._signing_key = _checked_key(signing_key)
         self._is_permanent = _checked_predicate(is_permanent)
         self._has_told = False
+        self._prepared: dict[int, _Prepared] = {}
         self._clock = _checked_clock(clock)
 
     @classmethod
@@ -148,7 +154,10 @@ class WebhookTransport(Transport):
             **options: As for the class; *allowed_networks* come on top of loopback.
         """
         given: _Options = {"require_https": False, **options}
-        given["allowed_networks"] = (*_LOOPBACK, *options.get("allowed_networks", ()))
+        networks = options.get("allowed_networks", ())
+        # One text is left to the guard, which tells that there must be several.
+        if not isinstance(networks, str):
+            given["allowed_networks"] = (*_LOOPBACK, *networks)
         return cls(**given)
 
     def __repr__(self) -> str:
@@ -171,6 +180,10 @@ class WebhookTransport(Transport):
                 "webhook_secret", f"is required for the delivery method {self.name!r}"
             )
         self.guard.check_url(asked.webhook_url)
+        if self._given is None and not on_asyncio() and find_spec("httpx2") is None:
+            raise ConfigError(
+                "delivery_method", "webhooks on trio need httpx2: install callbackkit[webhook-trio]"
+            )
 
     def endpoint(self, session_id: str, config: DeliveryConfig) -> str:
         """Name where a session is delivered to: the host, and a digest of the rest."""
@@ -187,6 +200,7 @@ class WebhookTransport(Transport):
     async def aclose(self) -> None:
         """Close connections."""
         sender, self._sender = self._sender, None
+        self._prepared.clear()
         if sender is not None:
             await sender.aclose()
 
@@ -194,33 +208,29 @@ class WebhookTransport(Transport):
         """Post it; return when the answer is a success."""
         if self._sender is None:
             raise RuntimeError("the transport is not started; the manager does that")
-        config, body = _of(delivery.config), _body(delivery)
-        is_compressed = config.compression == "gzip" and len(body) > _WORTH_IT
+        began = anyio.current_time()
+        prepared = self._prepared.get(id(delivery.config))
+        if prepared is None or prepared.config is not delivery.config:
+            prepared = self._prepare(_of(delivery.config))
+        body = _body(delivery)
+        is_compressed = prepared.config.compression == "gzip" and len(body) > _WORTH_IT
         if is_compressed:
             body = await _compressed(body)
-        headers = self._headers(delivery.id, config, body)
+        headers = prepared.headers(delivery.id, self._clock(), body)
         if is_compressed:
             headers["content-encoding"] = "gzip"
-        answer = await self._sender.send(WebhookRequest(config.webhook_url or "", headers, body))
+        timeout = self.timeout if prepared.config.timeout is None else prepared.config.timeout
+        answered_by = began + timeout - min(_HEADROOM, timeout / 4)
+        answer = await self._sender.send(WebhookRequest(prepared.url, headers, body, answered_by))
         if not 200 <= answer.status < 300:
             self._refuse(answer)
 
-    def _headers(self, delivery_id: str, config: CallbackConfig, body: bytes) -> dict[str, str]:
-        """Return the headers of an attempt that begins now."""
-        now = self._clock()
-        timestamp = int(now)
-        secrets = config.secrets_at(now)
-        if self._signing_key is not None:
-            secrets = (*secrets, self._signing_key)
-        # Ours come last. No configuration has one of these names, whatever its case.
-        return {
-            **config.headers,
-            "content-type": "application/json",
-            "user-agent": _user_agent(),
-            "webhook-id": delivery_id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(secrets, id=delivery_id, timestamp=timestamp, body=body),
-        }
+    def _prepare(self, config: CallbackConfig) -> _Prepared:
+        """Note what all requests of a configuration have; the engine hands on the same object."""
+        if len(self._prepared) >= _MOST_PREPARED:
+            self._prepared.clear()
+        prepared = self._prepared[id(config)] = _Prepared(config, self._signing_key)
+        return prepared
 
     # The answer.
 
@@ -249,16 +259,61 @@ class WebhookTransport(Transport):
             return False
 
 
+class _Prepared:
+    """What all requests of one configuration have.
+
+    Attributes:
+        config: The configuration; held, so that no other one has its ``id``.
+        url: Where they go.
+    """
+
+    __slots__ = ("_always", "_key", "_signer", "config", "url")
+
+    def __init__(self, config: CallbackConfig, signing_key: str | None) -> None:
+        self.config: CallbackConfig = config
+        self.url: str = config.webhook_url or ""
+        self._key = () if signing_key is None else (signing_key,)
+        # Ours come last. No configuration has one of these names, whatever its case.
+        self._always = {
+            **config.headers,
+            "content-type": "application/json",
+            "user-agent": _user_agent(),
+        }
+        # Which secrets sign is a question of time only after a rotation.
+        has_one = not config.retired_secrets
+        self._signer = Signer((*config.secrets_at(0.0), *self._key)) if has_one else None
+
+    def headers(self, delivery_id: str, now: float, body: bytes) -> dict[str, str]:
+        """Return the headers of an attempt that begins now."""
+        signer = self._signer
+        if signer is None:
+            signer = Signer((*self.config.secrets_at(now), *self._key))
+        timestamp = int(now)
+        return {
+            **self._always,
+            "webhook-id": delivery_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signer.sign(id=delivery_id, timestamp=timestamp, body=body),
+        }
+
+
 def endpoint_name(config: CallbackConfig, method: str) -> str:
     """Return the name of the endpoint of a webhook."""
-    return _endpoint_name(method, config.webhook_url or "", tuple(sorted(config.headers.items())))
+    headers = tuple(sorted(config.headers.items()))
+    terms = (config.timeout, config.rate_limit)
+    return _endpoint_name(method, config.webhook_url or "", headers, terms)
 
 
 # A pure function; asked for with each claim.
 @lru_cache(maxsize=1_024)
-def _endpoint_name(method: str, url: str, headers: tuple[tuple[str, str], ...]) -> str:
+def _endpoint_name(
+    method: str,
+    url: str,
+    headers: tuple[tuple[str, str], ...],
+    terms: tuple[float | None, float | None],
+) -> str:
     # Nobody is to find a token in the query by trying: what is hashed has all of the URL in it.
-    digest = hashlib.sha256(json.dumps([url, headers]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([url, headers, terms]).encode()).hexdigest()
     return f"{method}:{urlsplit(url).hostname}:{digest[:32]}"
 
 
@@ -267,9 +322,8 @@ def _of(config: DeliveryConfig) -> CallbackConfig:
 
 
 def _body(delivery: Delivery) -> bytes:
-    if len(delivery.events) == 1:
-        return encode_event(delivery.event)
-    return encode_events(delivery.events)
+    events = delivery.events
+    return encode_event(events[0]) if len(events) == 1 else encode_events(events)
 
 
 async def _compressed(body: bytes) -> bytes:
@@ -347,7 +401,7 @@ def _checked_key(key: str | None) -> str | None:
         raise TypeError(f"signing_key must be a string, not {type(key).__name__}")
     if not key.startswith("whsk_"):
         raise ValueError("signing_key must be an Ed25519 key, 'whsk_' and base64")
-    sign(key, id="check", timestamp=0, body=b"")
+    Signer(key)
     return key
 
 

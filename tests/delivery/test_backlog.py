@@ -39,6 +39,36 @@ async def test_many_deliveries_are_served_from_one_page() -> None:
     assert await backlog.next(claim, anew=False, is_hurried=False) == ((), 0.0)
 
 
+async def test_what_was_read_ahead_is_ready_one_at_a_time_and_nothing_before() -> None:
+    rig = Rig(store=Counting())
+    claim = await claimed(rig, 3)
+    backlog = Backlog(rig.store, "s", None, rig.clock)
+    assert list(backlog.ready(claim)) == []
+    await backlog.next(claim, anew=False, is_hurried=False)
+    for seq in range(1, 4):
+        (record,) = backlog.ready(claim)
+        assert record.seq == seq
+        claim = attrs.evolve(claim, cursor=seq)
+        backlog.move_on(claim, [record])
+    assert list(backlog.ready(claim)) == []
+    assert rig.store.reads == 1
+
+
+async def test_what_goes_together_is_not_ready_by_itself() -> None:
+    """A batch has to be chosen; one that was tried has to be as it was."""
+    rig = Rig()
+    claim = await claimed(rig, 5)
+    batched = Backlog(rig.store, "s", Batching(max_events=2, max_delay=5), rig.clock)
+    await batched.next(claim, anew=False, is_hurried=False)
+    assert list(batched.ready(claim)) == []
+    single = Backlog(rig.store, "s", None, rig.clock)
+    await single.next(claim, anew=False, is_hurried=False)
+    bound = attrs.evolve(claim, bound=3)
+    assert list(single.ready(bound)) == []
+    records, _ = await single.next(bound, anew=False, is_hurried=False)
+    assert [record.seq for record in records] == [1, 2, 3]
+
+
 async def test_a_batch_that_is_not_full_is_looked_for_in_the_store_before_it_waits() -> None:
     rig = Rig()
     claim = await claimed(rig, 3)

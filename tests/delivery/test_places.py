@@ -1,6 +1,7 @@
 """Who has a place, and who stands aside."""
 
 import math
+import sys
 
 import pytest
 
@@ -67,6 +68,31 @@ def test_one_transport_gets_a_part_of_the_places_and_of_the_room_aside(
     places.leave(taken[0])
     assert places.relieve(100.0) == math.inf
     assert places.stands_aside(one_more)
+
+
+@pytest.mark.parametrize(("transports", "aside"), [(1, 10), (2, 7)])
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_who_stands_aside_leaves_two_thirds_of_the_descriptors_to_others(
+    monkeypatch, transports, aside
+) -> None:
+    """Each may hold a connection; a process has 1024 of them unless somebody allowed it more."""
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", {resource.RLIMIT_NOFILE: (30, 9999)}.__getitem__)
+    places = Places(4, transports)
+    stepped = [places.step_aside(places.take("told", 0.0)) for _ in range(64)]
+    assert stepped == [True] * aside + [False] * (64 - aside)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_without_a_limit_of_descriptors_there_is_the_other_one(monkeypatch) -> None:
+    import resource
+
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: unlimited)
+    places = Places(4, 1)
+    stepped = [places.step_aside(places.take("told", 0.0)) for _ in range(70)]
+    assert stepped == [True] * 64 + [False] * 6
 
 
 def test_those_who_find_no_room_aside_come_back_one_after_the_other() -> None:

@@ -26,6 +26,9 @@ def failing(times: int, error: Exception | None = None):
     return act
 
 
+BATCHED = Config(batching=Batching(max_events=3, max_delay=10.0))
+
+
 async def always_gone(_delivery) -> None:
     raise Gone("deleted hunter2")
 
@@ -612,6 +615,133 @@ async def test_the_next_delivery_goes_by_what_the_client_asks_for_now(readable) 
     assert len(await rig.store.dead_letters("s")) == (0 if readable else 2)
 
 
+class Moving(Told):
+    """Has an endpoint for each place that a client wants it to go to."""
+
+    def endpoint(self, session_id, config) -> str:
+        return config.options.get("to", "me")
+
+
+async def change(rig: Rig, session_id: str = "s", *, new: Config) -> None:
+    """Change what a client asks for, as a rotation and a PATCH do."""
+    rig.configs[b"new"] = new
+    known = session_id.encode()
+    await rig.store.update_session(session_id, known=known, config=b"new", unowed=())
+
+
+TO_YOU = Config(options={"to": "you"})
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["time is up", "full"])
+async def test_a_batch_that_fills_goes_by_what_the_client_asks_for_when_it_goes(filled) -> None:
+    """A secret that was rotated without an overlap signs nothing any more."""
+    told = Moving()
+    rig = Rig(told, config=BATCHED)
+    await rig.session()
+    async with rig.running():
+        await rig.emit("s", 1)
+        await anyio.wait_all_tasks_blocked()
+        await change(rig, new=attrs.evolve(BATCHED, options={"to": "you"}))
+        if filled:
+            rig.clock.advance(1.5)
+            await rig.emit("s", 2, 3)
+        else:
+            rig.advance(10.1)
+        await told.until_done(1)
+        await rig.until_settled()
+    assert [dict(each.options) for each in told.tried] == [{"to": "you"}]
+    assert told.numbers() == ([1, 2, 3] if filled else [1])
+
+
+async def test_a_change_that_a_renewal_told_of_is_heeded_at_once() -> None:
+    """A batch that fills keeps its lease; right after that it is full."""
+
+    class Renewing(MemoryStore):
+        renewals = 0
+
+        async def renew(self, *args, **options):
+            claim = await super().renew(*args, **options)
+            self.renewals += 1
+            if self.renewals == 1:
+                await rig.emit("s", 2, 3)
+            return claim
+
+    told = Moving()
+    rig = Rig(told, config=Config(batching=Batching(max_events=3, max_delay=100.0)))
+    rig.store = Renewing(clock=rig.clock)
+    await rig.session()
+    async with rig.running():
+        await rig.emit("s", 1)
+        await anyio.wait_all_tasks_blocked()
+        await change(rig, new=attrs.evolve(BATCHED, options={"to": "you"}))
+        # Nine seconds of the lease are left, and it looks again after five: too close.
+        rig.advance(6)
+        await told.until_done(1)
+        await rig.until_settled()
+    assert [dict(each.options) for each in told.tried] == [{"to": "you"}]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["same endpoint", "another"])
+async def test_who_waits_in_line_goes_by_what_the_client_asks_for_when_his_turn_comes(
+    shared,
+) -> None:
+    async def act(delivery) -> None:
+        if delivery.session_id == "first":
+            await gate.wait()
+
+    gate = anyio.Event()
+    told = (Told if shared else Moving)(act, concurrency=1)
+    told.shared = "acme"
+    rig = Rig(told)
+    await rig.session("first")
+    await rig.session("s")
+    async with rig.running() as engine:
+        await rig.emit("first", 1)
+        await told.until_tried(1)
+        await rig.emit("s", 2)
+        await anyio.wait_all_tasks_blocked()
+        assert (engine.serving, len(told.tried)) == (2, 1)
+        await change(rig, new=TO_YOU)
+        rig.advance(1.5)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+        await told.until_done(2)
+        await rig.until_settled()
+        await anyio.wait_all_tasks_blocked()
+        users = [engine._desk.endpoints.get(n, None, 1).users for n in ("acme", "me", "you")]
+    assert [(each.session_id, dict(each.options)) for each in told.tried] == [
+        ("first", {}),
+        ("s", {"to": "you"}),
+    ]
+    # It was no try, and no place was lost over it.
+    assert told.tried[1].attempt == 1
+    assert users == [0, 0, 0]
+
+
+async def test_whoever_sends_one_after_the_other_does_not_ask_each_time() -> None:
+    """What was settled tells of it; asking as well would cost the store one more write each."""
+
+    class Counting(MemoryStore):
+        renewals = 0
+
+        async def renew(self, *args, **options):
+            self.renewals += 1
+            return await super().renew(*args, **options)
+
+    async def act(_delivery) -> None:
+        rig.clock.advance(0.05)
+
+    told = Told(act)
+    rig = Rig(told)
+    store = rig.store = Counting(clock=rig.clock)
+    await rig.session()
+    async with rig.running():
+        await rig.emit("s", *range(50))
+        await rig.until_settled()
+    assert told.numbers() == list(range(50))
+    assert store.renewals == 0
+
+
 async def test_where_it_went_before_is_not_in_use_any_more() -> None:
     class Moving(Told):
         def endpoint(self, session_id, config) -> str:
@@ -707,9 +837,6 @@ async def test_draining_keeps_the_rate() -> None:
 
 
 # Batches.
-
-
-BATCHED = Config(batching=Batching(max_events=3, max_delay=10.0))
 
 
 async def test_a_batch_that_is_not_full_waits_and_a_full_one_goes_at_once() -> None:

@@ -1491,6 +1491,20 @@ async def test_a_change_takes_the_transport_of_the_session():
         await CallbackManager(store).update_session(session.id, {"events": None})
 
 
+async def test_the_headers_of_one_server_are_not_sent_to_another():
+    """Nobody is shown them; who may change the URL shall not have them sent to himself."""
+    manager = CallbackManager(transports=[Hook()])
+    wanted = {"webhook_url": "https://example.com/hook", "headers": {"authorization": "Bearer 1"}}
+    session = await manager.create_session(wanted)
+    session = await session.update({"webhook_url": "https://example.com/other"})
+    assert session.config.headers == {"authorization": "Bearer 1"}
+    for other in ("https://example.net/", "http://example.com/", "https://example.com:8443/"):
+        assert (await session.update({"webhook_url": other})).config.headers == {}
+        session = await session.update(wanted)
+    changes = {"webhook_url": "https://example.net/", "headers": {"a": "2"}}
+    assert (await session.update(changes)).config.headers == {"a": "2"}
+
+
 async def test_a_webhook_keeps_its_url_and_its_secret():
     manager = CallbackManager(transports=[Hook()])
     session = await manager.create_session({"webhook_url": "https://example.com/hook"})

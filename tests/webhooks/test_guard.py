@@ -373,6 +373,13 @@ def test_a_gateway_is_named_by_its_96(network: str) -> None:
         Guard(allowed_networks=[network])
 
 
+@pytest.mark.parametrize("value", [None, 0, 1, "no", ()], ids=repr)
+def test_https_is_required_or_not(value: object) -> None:
+    """What is neither, as a setting that is not there, is not taken for no."""
+    with pytest.raises(TypeError, match=r"require_https must be True or False, not "):
+        Guard(require_https=value)  # type: ignore[arg-type]  # the caller's mistake
+
+
 @pytest.mark.parametrize("ports", ["443", b"443", 443], ids=repr)
 def test_one_port_instead_of_several_is_refused(ports: object) -> None:
     with pytest.raises(TypeError, match=r"ports must be several, such as \(443,\)"):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
 import trio
 from hypothesis import given, strategies as st
@@ -31,7 +32,7 @@ from callbackkit.sessions.config import CallbackConfig
 from callbackkit.testing import FaultyReceiver, check_transport
 from callbackkit.testing.receiver import ReceivedRequest
 from callbackkit.webhooks.guard import Guard
-from callbackkit.webhooks.sender import Sender, WebhookRequest, WebhookResponse
+from callbackkit.webhooks.sender import PATIENCE, Sender, WebhookRequest, WebhookResponse
 from callbackkit.webhooks.transport import WebhookTransport, retry_after
 from callbackkit.wire.signature import sign, verify
 
@@ -132,6 +133,7 @@ async def refusal(answer: WebhookResponse | Exception, **options: Any) -> BaseEx
         ({"concurrency": 1.5}, TypeError, "WebhookTransport.concurrency must be a whole number"),
         ({"allowed_networks": ["10.0.0.1/8"]}, ValueError, "allowed_networks"),
         ({"allowed_networks": "10.0.0.0/8"}, TypeError, "allowed_networks"),
+        ({"require_https": None}, TypeError, "require_https must be True or False"),
         ({"ports": [0]}, ValueError, "ports"),
         ({"sender": Answering}, TypeError, r"write Answering\(\)"),
         ({"sender": object()}, TypeError, "sender must be a Sender, not object"),
@@ -223,6 +225,11 @@ def test_for_development_options_are_those_of_the_class() -> None:
         WebhookTransport.for_development(no_option=1)
 
 
+def test_for_development_one_network_instead_of_several_is_refused_too() -> None:
+    with pytest.raises(TypeError, match=r"allowed_networks must be several, such as"):
+        WebhookTransport.for_development(allowed_networks="10.0.0.0/8")
+
+
 def test_otherwise_neither_loopback_nor_plain_http_is_allowed() -> None:
     for url in ("http://example.com/", "https://127.0.0.1/", "https://example.com:22/"):
         with pytest.raises(ConfigError) as caught:
@@ -245,19 +252,43 @@ def test_a_session_needs_a_url_and_something_to_sign_with() -> None:
     Ours(signing_key=PRIVATE).check(without)
 
 
-def test_an_endpoint_is_a_url_with_headers() -> None:
+def test_on_trio_nobody_posts_without_httpx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client hears of it, and not the log of each attempt; elsewhere aiohttp is enough."""
+    refused: list[str] = []
+
+    async def check(transport: WebhookTransport) -> None:
+        try:
+            transport.check(asked())
+        except ConfigError as exc:
+            refused.append(f"{exc.field}: {exc}")
+
+    given, default = WebhookTransport(sender=Answering()), WebhookTransport()
+    trio.run(check, default)
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    asyncio.run(check(default))
+    trio.run(check, given)
+    assert refused == []
+    trio.run(check, default)
+    [words] = refused
+    assert words.startswith("delivery_method: ")
+    assert "callbackkit[webhook-trio]" in words
+
+
+def test_an_endpoint_is_a_url_with_headers_and_terms() -> None:
     transport = WebhookTransport()
     one = transport.endpoint("s", asked(headers={"X-A": "1", "X-B": "2"}))
     assert one == transport.endpoint("t", asked(headers={"X-B": "2", "X-A": "1"}))
-    assert one == transport.endpoint("s", asked(headers={"X-A": "1", "X-B": "2"}, timeout=3.0))
+    # Who allows less time, or fewer requests, shall not have others waiting.
     others = [
+        asked(headers={"X-A": "1", "X-B": "2"}, timeout=3.0),
+        asked(headers={"X-A": "1", "X-B": "2"}, rate_limit=3.0),
         asked(headers={"X-A": "1", "X-B": "3"}),
         asked(headers={"X-A": "1"}),
         asked(webhook_url="https://example.com/hook"),
         asked(webhook_url="https://example.com/hook2?token=hunter2"),
     ]
     names = {one, *(transport.endpoint("s", each) for each in others)}
-    assert len(names) == 5
+    assert len(names) == 7
 
 
 def test_the_name_of_an_endpoint_shows_its_host_and_no_secret() -> None:
@@ -454,6 +485,99 @@ async def test_a_secret_whose_time_is_up_signs_no_more() -> None:
     request = await posted(delivery(config=config))
     assert " " not in request.headers["webhook-signature"]
     verify(dict(request.headers), request.body, SECRET, now=NOW)
+
+
+def attempt_of(config: CallbackConfig) -> Delivery:
+    """Return a delivery as the engine makes them: each has the same object."""
+    return delivery(config=config)
+
+
+async def test_a_rotation_is_heeded_though_requests_were_made_before() -> None:
+    """Also that of a configuration which itself has a secret that counts for a while yet."""
+    sender, clock = Answering(), Ticking()
+    transport = WebhookTransport(sender=sender, clock=clock)
+    await transport.start()
+    old = asked(webhook_secret=OLDER)
+    await transport.send(attempt_of(old))
+    at_once = old.rotated(SECRET, now=NOW, overlap=0.0)
+    await transport.send(attempt_of(at_once))
+    overlapping = old.rotated(SECRET, now=NOW, overlap=60.0)
+    await transport.send(attempt_of(overlapping))
+    clock.now += 61
+    await transport.send(attempt_of(overlapping))
+    await transport.send(attempt_of(old))
+    assert signed_by(sender.requests) == [[OLDER], [SECRET], [SECRET, OLDER], [SECRET], [OLDER]]
+
+
+def signed_by(requests: list[WebhookRequest]) -> list[list[str]]:
+    """Return the secrets that each request is signed with."""
+    return [
+        [
+            secret
+            for secret in (SECRET, OLDER)
+            if sign(
+                secret,
+                id=request.headers["webhook-id"],
+                timestamp=int(request.headers["webhook-timestamp"]),
+                body=request.body,
+            )
+            in request.headers["webhook-signature"].split(" ")
+        ]
+        for request in requests
+    ]
+
+
+async def test_configurations_that_come_and_go_are_not_taken_for_each_other() -> None:
+    """Python gives the id of one that is gone to another."""
+    sender = Answering()
+    transport = WebhookTransport(sender=sender, clock=lambda: NOW)
+    await transport.start()
+    ids: set[int] = set()
+    for number in range(3_000):
+        config = asked(webhook_url=f"https://example.com/{number}", headers={"X-A": str(number)})
+        ids.add(id(config))
+        await transport.send(attempt_of(config))
+        del config
+        request = sender.requests.pop()
+        assert request.url == f"https://example.com/{number}"
+        assert request.headers["X-A"] == str(number)
+        # However many there are.
+        assert len(transport._prepared) <= 1_024
+    assert len(ids) < 3_000
+    await transport.aclose()
+    assert not transport._prepared
+
+
+async def test_what_is_known_of_another_object_with_the_same_id_is_not_used() -> None:
+    sender = Answering()
+    transport = WebhookTransport(sender=sender, clock=lambda: NOW)
+    await transport.start()
+    one, other = asked(webhook_secret=OLDER), asked(webhook_url="https://example.net/")
+    await transport.send(attempt_of(one))
+    transport._prepared[id(other)] = transport._prepared.pop(id(one))
+    await transport.send(attempt_of(other))
+    assert [each.url for each in sender.requests] == [URL, "https://example.net/"]
+    assert signed_by(sender.requests) == [[OLDER], [SECRET]]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "own", "rest"), [(15.0, None, 0.1), (15.0, 3.0, 0.1), (15.0, 0.2, 0.05)]
+)
+async def test_the_sender_is_told_until_when_an_answer_counts(
+    timeout: float, own: float | None, rest: float
+) -> None:
+    """A little before the engine gives up on the attempt."""
+    sender = Answering()
+    transport = WebhookTransport(sender=sender, timeout=timeout)
+    await transport.start()
+    begin = anyio.current_time()
+    await transport.send(delivery(config=asked(timeout=own)))
+    end = anyio.current_time()
+    [request] = sender.requests
+    until = (timeout if own is None else own) - rest
+    assert begin + until <= request.answered_by <= end + until
+    # And never for longer than is waited for a body anyway.
+    assert request.body_until() <= min(anyio.current_time() + PATIENCE, request.answered_by)
 
 
 async def test_a_key_of_the_operator_signs_besides() -> None:

@@ -14,7 +14,7 @@ from hypothesis import assume, example, given, strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from callbackkit.errors import SignatureError
-from callbackkit.wire.signature import public_key, sign, verify
+from callbackkit.wire.signature import Signer, public_key, sign, verify
 
 # The vectors that the reference libraries and the server of Svix have in their tests.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -722,3 +722,25 @@ def test_the_timestamp_that_is_signed_is_the_one_that_is_given() -> None:
     east = datetime.fromtimestamp(TIME, timezone(timedelta(hours=5)))
     assert Webhook(SECRET).sign(ID, east, BODY.decode()) != SIGNED
     assert sign(SECRET, id=ID, timestamp=int(east.timestamp()), body=BODY) == SIGNED
+
+
+@pytest.mark.parametrize("secrets", [None, 7, b"whsec_", [b"whsec_"]])
+def test_secrets_of_the_wrong_type_are_named(secrets: Any) -> None:
+    with pytest.raises(TypeError, match=r"secret.* must be a string"):
+        verify({}, b"", secrets)
+
+
+@pytest.mark.parametrize("headers", [None, [("webhook-id", "a")], "webhook-id: a"])
+def test_headers_of_the_wrong_type_are_named(headers: Any) -> None:
+    with pytest.raises(TypeError, match="headers must be a mapping"):
+        verify(headers, b"", "whsec_" + "A" * 32)
+
+
+def test_a_signer_signs_as_the_function_does() -> None:
+    secrets = ["whsec_" + "A" * 32, "whsec_" + "B" * 32]
+    signer = Signer(secrets)
+    for number in range(3):
+        body = b"%d" % number
+        assert signer.sign(id="a", timestamp=number, body=body) == sign(
+            secrets, id="a", timestamp=number, body=body
+        )
