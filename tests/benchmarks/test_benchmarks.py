@@ -28,10 +28,23 @@ def starts_a_server(name: str) -> bool:
     return name.startswith("fan-out") or name == "webhooks"
 
 
+# Those that take seconds whatever their size, of which another one of the kind is tried always.
+SLOW = {
+    "fan-out-idle", "fan-out-sse", "memory", "stream-thread", "stream-thread-latency-p50",
+    "stream-thread-latency-p99",
+}  # fmt: skip
+
+
 def parameters() -> list[Any]:
-    """Each table, those that start servers marked so."""
+    """Each table, those that start servers marked so, and the slow ones left to torture."""
+    assert TINY.keys() >= SLOW
     return [
-        pytest.param(build, id=name, marks=[pytest.mark.real_server] * starts_a_server(name))
+        pytest.param(
+            build,
+            id=name,
+            marks=[pytest.mark.real_server] * starts_a_server(name)
+            + [pytest.mark.torture] * (name in SLOW),
+        )
         for name, build in TINY.items()
     ]
 

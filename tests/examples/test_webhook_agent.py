@@ -43,11 +43,22 @@ def words(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "other", "told"),
     [
-        # It tells that it has what it has not.
-        ("if webhook in self._kept:", 'if webhook.endswith("_7"):', "event 8 came behind event 6"),
-        ("app = Flask(__name__)", "raise SystemExit(3)", "receiver ended by itself with exit code"),
+        pytest.param(
+            # It tells that it has what it has not.
+            "if webhook in self._kept:",
+            'if webhook.endswith("_7"):',
+            "event 8 came behind event 6",
+            id="hole",
+            # It takes as long as the whole demonstration, which test_demo.py has.
+            marks=pytest.mark.torture,
+        ),
+        pytest.param(
+            "app = Flask(__name__)",
+            "raise SystemExit(3)",
+            "receiver ended by itself with exit code",
+            id="gone",
+        ),
     ],
-    ids=["hole", "gone"],
 )
 def test_a_receiver_that_is_worse_than_that_is_found_out(
     words: Path, tmp_path: Path, line: str, other: str, told: str
