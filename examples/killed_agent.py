@@ -116,7 +116,7 @@ async def live(folder: Path, to: str) -> None:
         if session is None:
             session = await manager.create_session({**config, "ttl": None}, owner="agent")
         if await session.state() == "active":
-            await work(session, (folder / "text").read_text("utf-8"))
+            await work(session, (folder / "text").read_bytes().decode())
         stats = await session.stats()
         while stats.queued_events:
             await anyio.sleep(0.02)
@@ -197,7 +197,8 @@ class Lives:
         self.kills = self.lives = 0
         self._random = random.Random(seed)
         self._arrived, self._stretch = -1, 1.0
-        (folder / "text").write_text(source, "utf-8")
+        # As bytes: its line ends stay what they are.
+        (folder / "text").write_bytes(source.encode())
 
     @property
     def is_done(self) -> bool:

@@ -35,6 +35,13 @@ def test_an_agent_that_is_killed_again_and_again_does_its_work(tmp_path: Path) -
     assert (tmp_path / "kept" / "events.db").is_file()
 
 
+def test_the_line_ends_of_a_text_stay_what_they_are(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"# Tea\r\n\r\nboil, wait, pour\r\n")
+    done = run(text, "--kills", "1")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
 def test_a_bad_text_is_told_before_anybody_is_killed(tmp_path: Path) -> None:
     done = run(tmp_path / "nowhere.txt")
     assert (done.returncode, done.stdout) == (2, "")
