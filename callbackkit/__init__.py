@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 __all__ = [
     "ANY",
     "AbandonedThreadsError",
+    "AccessDeniedError",
     "AsyncCallbackError",
     "BacklogError",
     "Batching",
@@ -145,6 +146,7 @@ if TYPE_CHECKING:
     )
     from callbackkit.errors import (
         AbandonedThreadsError,
+        AccessDeniedError,
         AsyncCallbackError,
         BacklogError,
         CallbackCancelledError,
@@ -210,6 +212,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOMES: Final = {
     "ANY": "callbackkit.dispatch.state",
     "AbandonedThreadsError": "callbackkit.errors",
+    "AccessDeniedError": "callbackkit.errors",
     "AsyncCallbackError": "callbackkit.errors",
     "BacklogError": "callbackkit.errors",
     "Batching": "callbackkit.delivery.policy",

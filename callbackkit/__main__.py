@@ -1,4 +1,4 @@
-"""The command line: the demos, and what became of deliveries."""
+"""The command line: the demos, sessions to look at, and what became of deliveries."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 import anyio
 
+from callbackkit.client.tail import add_tail, tail
 from callbackkit.errors import CallbackKitError, UnknownSessionError
 from callbackkit.stores.base import (
     Attempt,
@@ -38,6 +39,7 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, likewise
 
 PORT: Final = 8000
 DATABASE: Final = "callbackkit-demo.db"
+REDIS: Final = ("redis://", "rediss://", "unix://")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,17 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if chosen.command != "demo":
-            return anyio.run(look, LOOKS[chosen.command], chosen.file, chosen.session_id)
+            return (
+                tail(chosen)
+                if chosen.command == "tail"
+                else anyio.run(look, LOOKS[chosen.command], chosen.file, chosen.session_id)
+            )
         takes_its_time = chosen.session or chosen.webhook or chosen.serve
         if takes_its_time and chosen.realtime is not None:
             parser.error("--session, --webhook and --serve take the time they take")
-        if not chosen.serve and (chosen.port is not None or chosen.database is not None):
-            parser.error("--port and --file are for --serve")
+        places = chosen.port, chosen.database, chosen.redis
+        if not chosen.serve and any(each is not None for each in places):
+            parser.error("--port, --file and --redis are for --serve")
+        if chosen.redis is not None and not chosen.redis.startswith(REDIS):
+            parser.error("--redis needs a URL, redis://host:6379 say, here or in REDIS_URL")
         if chosen.session:
             return demo_session(chosen.file)
         if chosen.serve:
             port = PORT if chosen.port is None else chosen.port
-            return demo_serve(chosen.file, chosen.database or DATABASE, port)
+            return demo_serve(chosen.file, chosen.database or chosen.redis or DATABASE, port)
         prepare = prepare_call if chosen.call else prepare_stream
         return demo(prepare_webhook if chosen.webhook else prepare, chosen.file, chosen.realtime)
     except KeyboardInterrupt:
@@ -78,7 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
         "fail, block and are cancelled. In a terminal it is shown live; piped, it is a transcript. "
         "With --session: kill an agent again and again, and see whether its session is whole. "
         "With --webhook: stop and break a receiver of webhooks, and see whether it gets them all. "
-        "With --serve: a chat for the browser, which goes on after Ctrl-C and another start."
+        "With --serve: a chat for the browser, which goes on after Ctrl-C and another start, and "
+        "with --redis is shared by all that are served from there."
     )
     command = commands.add_parser("demo", help="show a text streamed", description=about)
     command.add_argument(
@@ -101,8 +111,17 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--port", type=port_number, help=f"of --serve; default: {PORT}, and 0 is a free one"
     )
-    command.add_argument(
+    place = command.add_mutually_exclusive_group()
+    place.add_argument(
         "--file", dest="database", metavar="DB", help=f"of --serve; default: {DATABASE}"
+    )
+    place.add_argument(
+        "--redis",
+        metavar="URL",
+        nargs="?",
+        const=os.environ.get("REDIS_URL", ""),
+        help="of --serve, instead of a file; default: REDIS_URL of the environment, where one "
+        "with a password belongs",
     )
     pace = command.add_mutually_exclusive_group()
     pace.add_argument(
@@ -118,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="as fast as possible, the default in a pipe",
     )
+    add_tail(commands)
     for name, about in (
         ("endpoints", "list where it is delivered to, and how these fare"),
         ("attempts", "list the last attempts to deliver"),
@@ -367,7 +387,7 @@ def demo_serve(file: str | None, database: str, port: int) -> int:
 
     Args:
         file: The text that its agents know; ``None`` takes what comes with it.
-        database: The file of its sessions.
+        database: The file of its sessions, or the URL of a Redis.
         port: Where it listens; 0 takes a free one.
     """
     try:

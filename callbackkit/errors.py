@@ -23,6 +23,7 @@ world does to us raises one of these::
     ├── UnknownFunctionError        (also LookupError)
     ├── UnknownCallError            (also LookupError)
     ├── PayloadError                (also ValueError)
+    ├── AccessDeniedError           (also PermissionError)
     ├── PositionError               (also ValueError)
     ├── ConfigError                 (also ValueError)
     ├── IdempotencyError            (also ValueError)
@@ -297,6 +298,24 @@ class SessionDeletedError(UnknownSessionError):
 
     def __str__(self) -> str:
         return f"session {self.session_id!r:.100} was deleted or has expired"
+
+
+class AccessDeniedError(CallbackKitError, PermissionError):
+    """A server refuses: the token is missing, wrong, or not for this session.
+
+    Attributes:
+        session_id: The session.
+        status: Of the answer, 401 or 403.
+    """
+
+    def __init__(self, session_id: str, status: int) -> None:
+        super().__init__(session_id, status)
+        self.session_id: str = session_id
+        self.status: int = status
+
+    def __str__(self) -> str:
+        remedy = "give the session's token" if self.status == 401 else "the server lets nobody else"
+        return f"session {self.session_id!r:.100} may not be followed ({self.status}): {remedy}"
 
 
 class SessionEndedError(CallbackKitError, RuntimeError):

@@ -13,6 +13,11 @@ whenever the connection, or the server, was gone.
 
 The page at http://127.0.0.1:8000/ follows a session in all three ways at once; stop the server in
 the middle of it, and start it again.
+
+With --redis several such servers, on one machine or many, share their sessions: whoever asked one
+of them can follow at any other. An agent works where it was asked. When its server is killed, it
+rests until that one is started again, under the same name and port; the others leave it alone, for
+two that work on one session would say everything twice.
 """
 
 import logging
@@ -20,7 +25,7 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +47,9 @@ from callbackkit import (
     LimitError,
     Retention,
     Session,
+    Store,
     StoreError,
+    StoreUnavailableError,
     UnknownSessionError,
 )
 from callbackkit.http.fastapi import create_router, set_session_cookie
@@ -52,10 +59,11 @@ logger = logging.getLogger("chat")
 
 PAGE = Path(__file__).with_name("chat_page.html")
 PREFIX = "/callbacks"
-OWNER = "chat"  # of the sessions that belong to an agent
+OWNER = "chat"  # of the sessions that belong to the agents of the only server of a file
 MESSAGE = "client.message"  # what a client said, in its session
 A_DAY = 86_400.0
 PAUSE = 0.03  # seconds for a word
+AGAIN = 1.0  # seconds until an agent whose store was away begins again
 
 # The agent.
 
@@ -83,9 +91,9 @@ class Agent:
     async def live(self) -> None:
         """Work, and tell the client if that fails."""
         try:
-            await self.work()
+            await self.keep_working()
         except UnknownSessionError:
-            logger.info("%s was deleted by its client", self.session.id)
+            logger.info("%s was deleted by its client, or lost", self.session.id)
         except StoreError:
             logger.exception("%s goes on when the server is started again", self.session.id)
         except Exception as exc:
@@ -93,6 +101,16 @@ class Agent:
             with suppress(CallbackKitError):
                 await self.session.error("the agent failed", type(exc).__name__)
                 await self.session.end()
+
+    async def keep_working(self) -> None:
+        """Work, and begin again as often as the store is away meanwhile."""
+        while True:
+            try:
+                await self.work()
+                return
+            except StoreUnavailableError as exc:
+                logger.warning("%s goes on when the store is back: %s", self.session.id, exc)
+            await anyio.sleep(AGAIN)
 
     async def work(self) -> None:
         """Do what the message asks, and end the session."""
@@ -118,6 +136,7 @@ class Agent:
     async def remember(self) -> str:
         """Read the session up to now: return the message, and know what was said about it."""
         message = ""
+        self.said.clear()
         now = await self.session.manager.store.get_session(self.session.id)
         async with self.session.subscribe() as log:
             while now.first <= now.top:
@@ -137,11 +156,17 @@ class Agent:
     async def read_aloud(self, section: str) -> int:
         """Run the graph on a section; return how many words it has."""
         run, rest = Callback(), Callback()
-        # Left from the inside out: all is copied, then all is stored.
-        async with self.session.attach(rest), anyio.create_task_group() as group:
-            group.start_soon(self.copy, run, rest)
-            state = await make_graph().execute({"source": section, "pause": 0.0}, callback=run)
-        return int(state["spoken"])
+        spoken = 0
+        # Left from the inside out: all is copied, then all is stored. If no more can be stored, it
+        # is left at once, and that raises why.
+        async with self.session.attach(rest) as stored, anyio.create_task_group() as watch:
+            watch.start_soon(cancel_after, stored.wait, watch.cancel_scope)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.copy, run, rest)
+                state = await make_graph().execute({"source": section, "pause": 0.0}, callback=run)
+                spoken = int(state["spoken"])
+            watch.cancel_scope.cancel()
+        return spoken
 
     async def copy(self, run: Callback, rest: Callback) -> None:
         """Copy the tokens of a run that are new; its nodes, one in a thread, wait for each."""
@@ -154,6 +179,11 @@ class Agent:
             if new := event.token[known:]:
                 rest(new, event.node)
                 await anyio.sleep(self.pause)
+
+
+async def cancel_after(wait: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
 
 
 def search(text: str, words: list[str]) -> dict[str, str]:
@@ -188,25 +218,54 @@ class ChatReply(BaseModel):
 
 
 def create_manager(database: Path | str) -> CallbackManager:
-    """Return a manager of sessions in a file, which can be read for a day."""
+    """Return a manager of sessions that can be read for a day.
+
+    Args:
+        database: A file, or the URL of a Redis.
+    """
     retention = Retention(max_events=100_000, max_bytes=None, max_age=None)
-    return CallbackManager(SQLiteStore(database), retention=retention, linger=A_DAY)
+    return CallbackManager(open_store(database), retention=retention, linger=A_DAY)
 
 
-def create_app(manager: CallbackManager, text: str, pause: float = PAUSE) -> FastAPI:
+def open_store(database: Path | str) -> Store:
+    if not is_redis(database):
+        return SQLiteStore(database)
+    from callbackkit.stores.redis import RedisStore  # only then is coredis needed
+
+    return RedisStore.from_url(str(database))
+
+
+def is_redis(database: Path | str) -> bool:
+    return str(database).startswith(("redis://", "rediss://", "unix://"))
+
+
+def owner_of(database: Path | str, server: str) -> str:
+    """Return whose the sessions are that a server begins, and goes on with when it is started.
+
+    Args:
+        database: A file, or the URL of a Redis.
+        server: What tells it from the others of its machine.
+    """
+    return f"{OWNER}@{socket.gethostname()}:{server}" if is_redis(database) else OWNER
+
+
+def create_app(
+    manager: CallbackManager, text: str, pause: float = PAUSE, owner: str = OWNER
+) -> FastAPI:
     """Make the application.
 
     Args:
         manager: Keeps its sessions; started and stopped along with it.
         text: What its agents know.
         pause: Seconds they take for a word.
+        owner: Whose the sessions of its agents are; no two that run at once have the same.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with manager, anyio.create_task_group() as agents:
             app.state.agents = agents
-            async for session in manager.sessions(state="active", owner=OWNER):
+            async for session in manager.sessions(state="active", owner=owner):
                 agents.start_soon(Agent(session, text, pause).live)
             yield
             # Each stores what it has said so far.
@@ -218,12 +277,14 @@ def create_app(manager: CallbackManager, text: str, pause: float = PAUSE) -> Fas
     @app.post("/chat", status_code=201)
     async def chat(asked: ChatRequest, request: Request, response: Response) -> ChatReply:
         try:
-            session = await manager.create_session(asked.callback_config, owner=OWNER)
+            session = await manager.create_session(asked.callback_config, owner=owner)
+            await session.receive({"message": asked.message})
         except ConfigError as exc:
             raise HTTPException(422, str(exc)) from exc
         except LimitError as exc:
             raise HTTPException(429, str(exc)) from exc
-        await session.receive({"message": asked.message})
+        except StoreUnavailableError as exc:
+            raise HTTPException(503, "the sessions can't be reached now") from exc
         app.state.agents.start_soon(Agent(session, text, pause).live)
         secure = request.url.scheme == "https"
         set_session_cookie(response, session, path=PREFIX, secure=secure)
@@ -237,11 +298,21 @@ def create_app(manager: CallbackManager, text: str, pause: float = PAUSE) -> Fas
 
 
 def app() -> FastAPI:
-    """Make the application from CHAT_FILE, a text, CHAT_DATABASE and CHAT_PAUSE."""
+    """Make the application from CHAT_FILE, a text, CHAT_DATABASE, CHAT_SERVER and CHAT_PAUSE.
+
+    CHAT_DATABASE is a file or the URL of a Redis, and CHAT_SERVER what tells those of one machine
+    that share one apart.
+    """
     readme = Path(__file__).parents[1] / "README.md"
     text = read_text(Path(os.environ.get("CHAT_FILE", readme)))
-    manager = create_manager(os.environ.get("CHAT_DATABASE", "chat.db"))
-    return create_app(manager, text, float(os.environ.get("CHAT_PAUSE", PAUSE)))
+    database = os.environ.get("CHAT_DATABASE", "chat.db")
+    owner = owner_of(database, os.environ.get("CHAT_SERVER", ""))
+    return create_app(create_manager(database), text, read_pause(), owner)
+
+
+def read_pause() -> float:
+    """Return CHAT_PAUSE, the seconds for a word."""
+    return float(os.environ.get("CHAT_PAUSE", PAUSE))
 
 
 # The demo.
@@ -263,23 +334,30 @@ def serve(text: str, database: Path | str, port: int) -> None:
 
     Args:
         text: What the agents know.
-        database: Where the sessions are.
+        database: Where the sessions are: a file, or the URL of a Redis.
         port: 0 takes a free one.
 
     Raises:
         OSError: The port is taken.
-        StoreError: There is no such file, and none can be made.
+        StoreError: There is no such file, and none can be made, or no such Redis.
+        ValueError: It is no such URL.
     """
     anyio.run(open_and_close, create_manager(database))
     manager = create_manager(database)
     for event_type in TOLD:
         manager.register_callback(event_type, tell)
-    config = uvicorn.Config(
-        create_app(manager, text), log_level="warning", timeout_graceful_shutdown=5
-    )
     with socket.create_server(("127.0.0.1", port)) as listening:
-        print(f"http://127.0.0.1:{listening.getsockname()[1]}/ is the page; Ctrl-C ends it.")
-        print(f"The sessions are in {database}: start it again, and they go on.", flush=True)
+        port = listening.getsockname()[1]
+        owner = owner_of(database, str(port))
+        config = uvicorn.Config(
+            create_app(manager, text, read_pause(), owner),
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+        )
+        print(f"http://127.0.0.1:{port}/ is the page; Ctrl-C ends it.")
+        # The URL may have a password.
+        where, again = ("Redis", f" on port {port}") if is_redis(database) else (database, "")
+        print(f"The sessions are in {where}: start it again{again}, and they go on.", flush=True)
         uvicorn.Server(config).run([listening])
 
 

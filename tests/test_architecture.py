@@ -56,10 +56,12 @@ DEPENDENCIES = {"anyio", "attrs", "typing_extensions"}
 KNOWS_TRIO = {"buffer", "dispatch", "streaming"}
 # The one file of a vendor, or its room.
 VENDORS = {
+    "client": {"httpx2", "wsproto"},
     "http": {"msgspec", "starlette"},
     "http.fastapi": {"fastapi"},
     "integrations.opentelemetry": {"opentelemetry"},
     "integrations.prometheus": {"prometheus_client"},
+    "stores.redis_client": {"coredis"},
     "testing.pytest_plugin": {"pytest"},
     "testing.store_machine": {"hypothesis"},
     "testing.transport_rounds": {"hypothesis"},
@@ -208,12 +210,16 @@ def is_allowed(found: Import) -> bool:
     return found.package in sys.stdlib_module_names | DEPENDENCIES | vendors
 
 
+# Rooms that users import from, not from their modules.
+RE_EXPORTS = {"", "client", "testing"}
+
+
 def talking_inits(root: Path) -> list[str]:
-    """Name the rooms whose ``__init__`` holds more than a docstring; testing re-exports."""
+    """Name the rooms whose ``__init__`` holds more than a docstring; two re-export."""
     return [
         name
         for name, path in modules(root).items()
-        if path.name == "__init__.py" and name not in {"", "testing"} and not is_docstring(path)
+        if path.name == "__init__.py" and name not in RE_EXPORTS and not is_docstring(path)
     ]
 
 

@@ -440,9 +440,16 @@ def test_what_serving_needs_is_named_with_its_remedy(
         ["--serve", "--port", "http"],
         ["--port", "80"],
         ["--file", "chat.db"],
+        ["--redis", "redis://127.0.0.1"],
+        ["--serve", "--redis", "http://127.0.0.1"],
+        ["--serve", "--redis"],
+        ["--serve", "--redis", "redis://127.0.0.1", "--file", "chat.db"],
     ],
 )
-def test_what_serving_can_not_be_told_is_refused(arguments: list[str], capsys) -> None:
+def test_what_serving_can_not_be_told_is_refused(
+    arguments: list[str], capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
     with pytest.raises(SystemExit) as caught:
         main(["demo", *arguments])
     assert caught.value.code == 2

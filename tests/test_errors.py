@@ -9,6 +9,7 @@ import pytest
 import callbackkit
 from callbackkit import (
     AbandonedThreadsError,
+    AccessDeniedError,
     AsyncCallbackError,
     BacklogError,
     CallbackCancelledError,
@@ -86,6 +87,7 @@ EXAMPLES = [
     SignatureError("too old"),
     SendError("HTTP 500"),
     ForbiddenAddressError("the address is not public"),
+    AccessDeniedError("s", 401),
     Retry(5.0, "busy", throttles=True),
     Rejected("malformed"),
     Gone("left"),
@@ -125,6 +127,7 @@ def test_every_failure_is_a_callback_kit_error() -> None:
         (WireError, ValueError),
         (SignatureError, WireError),
         (ForbiddenAddressError, SendError),
+        (AccessDeniedError, PermissionError),
         (PayloadError, ValueError),
         (PositionError, ValueError),
         (ConfigError, ValueError),

@@ -324,6 +324,7 @@ class Agent:
         self.manager = manager
         self.store = store
         self.told: list[Event] = []
+        self._heard = anyio.Event()
         self.history = History()
         for each in (
             "endpoint.failing",
@@ -331,7 +332,18 @@ class Agent:
             "endpoint.disabled",
             "delivery.dead",
         ):
-            manager.register_callback(each, self.told.append)
+            manager.register_callback(each, self._hear)
+
+    def _hear(self, event: Event) -> None:
+        self.told.append(event)
+        heard, self._heard = self._heard, anyio.Event()
+        heard.set()
+
+    async def until_told(self, event_type: str, times: int) -> None:
+        """Wait for what operators are told, which is after what the store shows."""
+        with anyio.fail_after(PATIENCE):
+            while self.operators.count(event_type) < times:
+                await self._heard.wait()
 
     @property
     def operators(self) -> list[str]:

@@ -293,14 +293,16 @@ async def test_an_endpoint_that_is_gone_is_sent_nothing_more_and_what_is_owed_is
             await agent.emit(session, 1, 2)
         await agent.until_settled(*sessions)
         assert len(await receiver.arrived()) == 1
-        assert agent.operators.count("endpoint.disabled") == 1
+        await agent.until_told("delivery.dead", 7)
         assert agent.operators.count("delivery.dead") == 7
+        assert agent.operators.count("endpoint.disabled") == 1
         letters = [await session.dead_letters() for session in sessions]
         assert [len(each) for each in letters] == [3, 2, 2]
         await receiver.otherwise(204)
         for session in sessions:
             await session.redrive()
         await agent.until_redriven(*sessions)
+        await agent.until_told("endpoint.recovered", 1)
         assert agent.operators.count("endpoint.recovered") == 1
     first, *again = await receiver.arrived()
     assert {each.id for each in again} == {one.id for letter in letters for one in letter}
