@@ -39,7 +39,9 @@ PIPE_CLOSED: Final = 141  # 128 + SIGPIPE, likewise
 
 PORT: Final = 8000
 DATABASE: Final = "callbackkit-demo.db"
+# How the URLs of a Redis begin, and the variable of the environment that may hold one.
 REDIS: Final = ("redis://", "rediss://", "unix://")
+REDIS_URL: Final = "REDIS_URL"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--redis",
         metavar="URL",
         nargs="?",
-        const=os.environ.get("REDIS_URL", ""),
+        const=os.environ.get(REDIS_URL, ""),
         help="of --serve, instead of a file; default: REDIS_URL of the environment, where one "
         "with a password belongs",
     )
@@ -145,7 +147,12 @@ def make_parser() -> argparse.ArgumentParser:
         ("redrive", "have dead letters delivered again, by whoever has the transport"),
     ):
         command = commands.add_parser(name, help=about, description=about.capitalize() + ".")
-        command.add_argument("file", metavar="FILE", help="the file of an SQLiteStore")
+        command.add_argument(
+            "file",
+            metavar="STORE",
+            help="the file of an SQLiteStore, the URL of a Redis, or REDIS_URL for that in the "
+            "environment",
+        )
         command.add_argument(
             "session_id", metavar="SESSION", nargs="?", help="of this session; default: of all"
         )
@@ -169,14 +176,12 @@ Look = Callable[[Store, Sequence[str]], Awaitable[None]]
 
 
 async def look(show: Look, file: str, session_id: str | None) -> int:
-    """Print something about the sessions in a file, or about one of them."""
-    from callbackkit.stores.sqlite import SQLiteStore
-
-    if not await anyio.Path(file).is_file():
-        # A store would make it.
-        print(f"callbackkit: {file}: no such file", file=sys.stderr)
+    """Print something about the sessions of a store, or about one of them."""
+    try:
+        store = open_store(file)
+    except (OSError, ValueError, ImportError) as exc:
+        print(f"callbackkit: {reason(exc)}", file=sys.stderr)
         return FAILED
-    store = SQLiteStore(file)
     try:
         if session_id is None:
             await show(store, await session_ids(store))
@@ -190,6 +195,25 @@ async def look(show: Look, file: str, session_id: str | None) -> int:
     finally:
         await store.aclose()
     return 0
+
+
+def open_store(place: str) -> Store:
+    """Return the store in a file, which must be there, or in the Redis that a URL names."""
+    if place == REDIS_URL:
+        place = os.environ.get(REDIS_URL, "")
+        if not place.startswith(REDIS):
+            raise ValueError(f"{REDIS_URL} is not set to a URL, redis://host:6379 say")
+    if place.startswith(REDIS):
+        check_installed("a Redis", ["coredis"], "'callbackkit[redis]'")
+        from callbackkit.stores.redis import RedisStore
+
+        return RedisStore.from_url(place)
+    from callbackkit.stores.sqlite import SQLiteStore
+
+    if not Path(place).is_file():
+        # A store would make it.
+        raise FileNotFoundError(f"{place}: no such file")
+    return SQLiteStore(place)
 
 
 async def show_endpoints(store: Store, ids: Sequence[str]) -> None:

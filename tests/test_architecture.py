@@ -44,6 +44,7 @@ FRONT_DOORS = {
     "stores": {
         "stores.base": ANYONE,
         "stores.memory": {"sessions.manager", "testing.transport_rounds"},
+        "stores.redis": {"__main__"},
         "stores.sqlite": {"__main__"},
     }
 }

@@ -695,6 +695,81 @@ def test_a_session_that_is_gone_has_nothing_to_list(tmp_path: Path, command: str
     assert done.stderr == "callbackkit: no session 'nobody'\n"
 
 
+# The same of a Redis.
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[str]:
+    """The URL of one that nobody else uses: the command looks at the usual prefix."""
+    from tests.stores.redis_server import Server
+
+    server = Server()
+    server.start()
+    yield server.url
+    server.close()
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("how", ["URL", "environment"])
+def test_letters_and_endpoints_in_a_redis_are_listed(
+    redis: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from callbackkit.stores.redis import RedisStore
+
+    async def fail() -> str:
+        async with CallbackManager(RedisStore.from_url(redis), [Wall()]) as manager:
+            session = await manager.create_session({"delivery_method": "wall"})
+            await session.progress(0.5)
+            await until_settled(session)
+            return session.id
+
+    async def succeed() -> None:
+        wall = Wall()
+        wall.door = []
+        async with CallbackManager(RedisStore.from_url(redis), [wall]) as manager:
+            await until_settled(await manager.get_session(session_id))
+
+    session_id = anyio.run(fail)
+    if how == "environment":
+        monkeypatch.setenv("REDIS_URL", redis)
+    place = redis if how == "URL" else "REDIS_URL"
+    assert run("endpoints", place, session_id).stdout.startswith(f"wall:{session_id}  closed  ")
+    assert "failed: ConnectionError: a [31m wall" in run("attempts", place, session_id).stdout
+    assert session_id in run("dead-letters", place).stdout
+    done = run("redrive", place, session_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "1 dead letters are to be delivered again"
+    anyio.run(succeed)
+    assert run("dead-letters", place).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("REDIS_URL", "REDIS_URL is not set to a URL, redis://host:6379 say"),
+        ("redis://:hunter2@[::1", ""),
+    ],
+)
+def test_where_there_can_be_no_redis_that_is_told(
+    place: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    done = run("dead-letters", place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"callbackkit: {told}")
+    assert len(done.stderr.splitlines()) == 1
+    assert "hunter2" not in done.stderr
+
+
+def test_a_redis_that_does_not_answer_is_one_line_and_exit_code_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    done = run("dead-letters", f"redis://:hunter2@127.0.0.1:{port}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "hunter2" not in done.stderr
+
+
 # In a terminal.
 
 
