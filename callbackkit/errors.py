@@ -354,7 +354,11 @@ class StoreError(CallbackKitError):
 
 
 class StoreUnavailableError(StoreError):
-    """A store can't do its work now: disk full, file read-only, no connection. Nothing was kept."""
+    """A store can't do its work now: disk full, file read-only, no connection.
+
+    Nothing was kept; but where another machine keeps it and did not answer, that is not known. What
+    is appended again with its idempotency key is there once.
+    """
 
 
 class StoreVersionError(StoreError):

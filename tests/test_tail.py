@@ -22,12 +22,13 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from callbackkit import Event
 from callbackkit.__main__ import main
 from callbackkit.wire.envelope import encode_event
+from tests.client.rig import STREAM, end, event, primed, sse
 from tests.client.screen import Screen
 from tests.http.rig import serving
 from tests.tail_server import Room, Server
@@ -116,7 +117,10 @@ def test_a_session_is_shown_until_it_has_ended(room: Room, capfd, method: str) -
 
 
 def test_as_json_an_event_is_a_line_as_the_server_has_it(room: Room, capfd) -> None:
-    data = {"text": "\u00e9\u9727 \x1b[31m \x9b31m \u2028 \u202e \U000e0041", "n": [1, {"a": None}]}
+    data = {
+        "text": "\u00e9\u9727 \x1b[31m \x9b31m \u2028 \u202e \U000e0041 \u3164",
+        "n": [1, {"a": None}],
+    }
     positions = [room.emit("custom.type", data), room.emit("progress", {"progress": 0.5})]
     room.end()
     code, out, err = run(capfd, room.url, "--json")
@@ -127,6 +131,7 @@ def test_as_json_an_event_is_a_line_as_the_server_has_it(room: Room, capfd) -> N
     assert (first["data"], first["session_id"]) == (data, room.id)
     assert [first["id"], second["id"]] == positions
     assert "\u00e9\u9727" in out
+    assert "\u3164" not in out
 
 
 def test_only_some_types_and_from_a_position_on(room: Room, capfd) -> None:
@@ -199,6 +204,59 @@ def test_as_json_what_happens_to_the_connection_goes_to_standard_error(
             assert tail.returncode == 0
     finally:
         server.kill()
+
+
+BUSY = PlainTextResponse("later", 503, {"Retry-After": "0"})
+WHOLE = Response(primed() + sse(event(1), end(1)), headers=STREAM)
+
+
+@contextlib.contextmanager
+def answering(*answers: Response) -> Generator[str]:
+    """A server that gives one answer after the other, whatever is asked for."""
+    left = list(answers)
+
+    async def answer(_: Request) -> Response:
+        return left.pop(0)
+
+    with serving(Starlette(routes=[Route("/{path:path}", answer)])) as port:
+        yield f"http://127.0.0.1:{port}/sessions/s1"
+
+
+def test_a_server_that_is_busy_when_it_begins_is_waited_for(monkeypatch, capfd) -> None:
+    monkeypatch.setenv("CALLBACKKIT_TOKEN", "t")
+    with answering(BUSY, BUSY, WHOLE) as url:
+        code, out, err = run(capfd, url)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "--          the server answered 503; connecting again",
+        "--          following by sse",
+        "count       number=1",
+        "end         the session has ended",
+    ]
+
+
+@pytest.mark.parametrize("where", ["", "2>&-", "2>/dev/full"])
+def test_as_json_it_goes_on_though_nobody_hears_of_the_connection(where: str, monkeypatch) -> None:
+    monkeypatch.setenv("CALLBACKKIT_TOKEN", "t")
+    with answering(BUSY, BUSY, WHOLE) as url:
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {where}', "sh", *COMMAND, url, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+    assert json.loads(done.stdout)["data"] == {"number": 1}
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == (
+        []
+        if where
+        else [
+            "callbackkit: the server answered 503; connecting again",
+            "callbackkit: following by sse",
+        ]
+    )
 
 
 def test_where_streams_are_blocked_it_says_by_what_it_follows(monkeypatch) -> None:
@@ -367,6 +425,9 @@ def test_a_server_that_is_not_there_is_told(monkeypatch, capfd) -> None:
         (["http://h/callbacks/sessions/s", "--token-from-env", "NONE"], "the environment has no"),
         (["http://h/callbacks/sessions/s", "--token-file", "nowhere"], "nowhere"),
         (["http://h/callbacks/sessions/s", "--token-file", os.devnull], "is empty"),
+        (["http://\u2603.localhost/sessions/s"], "url can't be sent"),
+        (["http://h/sessions/\udcff"], "url can't be sent"),
+        (["http://h/sessions/s", "--token-from-env", "A\x1b[2J\u202e"], "no A [2J, or"),
     ],
 )
 def test_wrong_use_is_told_in_a_line(arguments: list[str], told: str, monkeypatch, capfd) -> None:
@@ -376,6 +437,30 @@ def test_wrong_use_is_told_in_a_line(arguments: list[str], told: str, monkeypatc
     assert (code, out) == (2, "")
     assert told in one_line(err)
     assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("proxy", "told"),
+    [
+        ("ftp://u:secret@h", "the environment names a proxy that is none"),
+        ("socks5://u:secret@h", "socksio"),
+    ],
+)
+def test_a_proxy_that_can_not_be_used_is_told(proxy: str, told: str, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("CALLBACKKIT_TOKEN", "t")
+    code, out, err = run(capfd, "http://h/callbacks/sessions/s")
+    assert (code, out) == (2, "")
+    assert told in one_line(err)
+    assert "secret" not in err
+
+
+def test_a_server_that_denies_all_ways_is_told(monkeypatch, capfd) -> None:
+    monkeypatch.setenv("CALLBACKKIT_TOKEN", "t")
+    with answering(*[PlainTextResponse("", 301)] * 3) as url:
+        code, out, err = run(capfd, url)
+    assert (code, out) == (2, "")
+    assert one_line(err) == "the session can't be reached: the server answered 301"
 
 
 def test_a_method_that_there_is_not_is_refused(capfd) -> None:
@@ -505,10 +590,11 @@ def test_colours_can_be_done_without(
     assert "error       boom" in terminal.rows(80)
 
 
-def test_a_dumb_terminal_gets_neither_colours_nor_moves(room: Room) -> None:
+@pytest.mark.parametrize("kind", ["dumb", ""])
+def test_a_dumb_terminal_gets_neither_colours_nor_moves(room: Room, kind: str) -> None:
     room.emit("progress", {"progress": 0.5})
     room.end()
-    terminal = Terminal(40, room.url, TERM="dumb")
+    terminal = Terminal(40, room.url, TERM=kind)
     assert terminal.wait() == 0
     assert "\x1b" not in terminal.text
     assert any(row.endswith(" 50%") for row in terminal.rows(40))
@@ -535,3 +621,14 @@ def test_in_a_terminal_the_token_is_asked_for_and_not_shown(room: Room, monkeypa
     assert terminal.wait() == 0
     assert "a.b         n=1" in terminal.text
     assert room.token not in terminal.text
+
+
+def test_who_is_asked_for_a_token_and_gives_none_is_told(monkeypatch) -> None:
+    """Ctrl-D at the prompt."""
+    monkeypatch.delenv("CALLBACKKIT_TOKEN", raising=False)
+    terminal = Terminal(80, "http://h/callbacks/sessions/s")
+    terminal.until(lambda text: "Token of the session" in text)
+    terminal.type("\x04")
+    assert terminal.wait() == 2
+    assert "callbackkit: no token was given; where there is none, press Enter" in terminal.text
+    assert "Traceback" not in terminal.text

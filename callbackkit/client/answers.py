@@ -80,16 +80,27 @@ def check_status(status: int, headers: Mapping[str, str], session_id: str) -> No
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """Return the seconds that ``Retry-After`` asks to wait, ``None`` if it says nothing of use.
 
+    Args:
+        headers: Of the answer.
+        now: Taken for the time of the answer if that has no ``Date``.
+
     Source:
-        RFC 9110, section 10.2.3: whole seconds, or a date.
+        RFC 9110, section 10.2.3: whole seconds, or a date. By the clock of the server, that is,
+        which section 6.6.1 has it tell.
     """
     text = headers.get("retry-after", "").strip()
     if _DIGITS.fullmatch(text):
         return float(text)
+    when = _date(text)
+    if when is None:
+        return None
+    sent = _date(headers.get("date", "")) or now or datetime.now(UTC)
+    return max((when - sent).total_seconds(), 0.0)
+
+
+def _date(text: str) -> datetime | None:
     try:
-        when = parsedate_to_datetime(text)
+        when = parsedate_to_datetime(text.strip())
     except (ValueError, OverflowError):
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max((when - (now or datetime.now(UTC))).total_seconds(), 0.0)
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)

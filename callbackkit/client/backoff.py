@@ -15,6 +15,8 @@ _GROWTH: Final = 3.0
 _MOST_FAILURES: Final = 100
 # The part of a time that a server named which is added by chance: it told many the same.
 _SPREAD: Final = 0.5
+# Failures in a row up to which it is enough to wait as long as a server asked for.
+_MOST_TRUSTED: Final = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +35,7 @@ class Backoff:
     Attributes:
         first: Least seconds.
         max_delay: Most seconds.
-        max_told: Most seconds waited because the server asked for it.
+        max_told: Most seconds that a server can ask for.
 
     Raises:
         TypeError: Something that is no number.
@@ -57,11 +59,15 @@ class Backoff:
         Args:
             failures: How many there were in a row, from 1.
             chance: From 0 to 1.
-            told: Seconds that the server asked for, if it did: those, and up to half of it more.
+            told: Seconds that the server asked for, if it did: those, and up to half of it more;
+                from the fourth failure on, not less than without it.
         """
-        if told is not None:
-            seconds = min(max(told, self.first), self.max_told)
-            return seconds * (1 + _SPREAD * chance)
+        if told is None:
+            return self._usual(failures, chance)
+        seconds = min(max(told, self.first), self.max_told) * (1 + _SPREAD * chance)
+        return seconds if failures <= _MOST_TRUSTED else max(seconds, self._usual(failures, chance))
+
+    def _usual(self, failures: int, chance: float) -> float:
         growth = _GROWTH ** min(failures, _MOST_FAILURES)
         most = min(self.max_delay, self.first * growth)
         return self.first + (most - self.first) * chance

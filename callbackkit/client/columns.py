@@ -6,10 +6,35 @@ import unicodedata
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["cut", "fold", "printable", "width_of"]
+__all__ = ["cut", "fold", "printable", "shown", "width_of"]
 
-# It makes the sign before it wide in some terminals and not in others.
-_SELECTOR: Final = "\ufe0f"
+# Characters that a row has for each of its columns, and at all: marks take no column.
+_MOST_MARKS: Final = 8
+_MOST_IN_ROW: Final = 4_000
+# Not to be seen: fillers, joiners, and what selects how the sign before it looks, which makes that
+# wide in some terminals and not in others. Unicode 16.0, DerivedCoreProperties.txt,
+# Default_Ignorable_Code_Point: first and last of each range.
+_INVISIBLE: Final = (
+    (0xAD, 0xAD),
+    (0x34F, 0x34F),
+    (0x61C, 0x61C),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x200B, 0x200F),
+    (0x202A, 0x202E),
+    (0x2060, 0x206F),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0),
+    (0xFFF0, 0xFFF8),
+    (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A),
+    (0xE0000, 0xE0FFF),
+)
+# A sign of Braille without a dot.
+_BLANK: Final = "\u2800"
 
 
 def printable(text: str) -> str:
@@ -20,12 +45,18 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _instead(char) for char in text).replace(
-        _SELECTOR, ""
-    )
+    return "".join(map(shown, text))
 
 
-def _instead(char: str) -> str:
+# A pure function of single characters.
+@lru_cache(maxsize=4_096)
+def shown(char: str) -> str:
+    """Return what is printed for a character: itself, a space, or nothing."""
+    point = ord(char)
+    if any(first <= point <= last for first, last in _INVISIBLE):
+        return ""
+    if char.isprintable():
+        return " " if char == _BLANK else char
     return "" if unicodedata.category(char) == "Cf" else " "
 
 
@@ -65,10 +96,10 @@ def _end_of_row(text: str, begin: int, room: int) -> int:
     """Return where the first character stands that there is no room for."""
     if text.isascii():
         return min(begin + room, len(text))
-    used = 0
+    used, most = 0, min(_MOST_MARKS * room, _MOST_IN_ROW)
     for place in range(begin, len(text)):
         used += _columns(text[place])
-        if used > room:
+        if used > room or place - begin >= most:
             return place
     return len(text)
 

@@ -45,11 +45,13 @@ class Follower:
         way: The one in use.
         state: What it is doing.
         trouble: Why it last had to come back, or try another way; ``None`` once that works.
+        was_reached: A server has let it in, or may do so another time.
     """
 
     way: Way
     state: FollowState
     trouble: str | None
+    was_reached: bool
 
     def __init__(self, name: str, ways: Sequence[Way], backoff: Backoff) -> None:
         self._name = name
@@ -64,6 +66,7 @@ class Follower:
         self.way = ways[0]
         self.state = "connecting"
         self.trouble = None
+        self.was_reached = False
 
     def note_work(self) -> None:
         """Take note that the way in use works."""
@@ -71,6 +74,7 @@ class Follower:
             self._works_since = anyio.current_time()
         self.state = "following"
         self.trouble = None
+        self.was_reached = True
 
     def note_event(self) -> None:
         """Take note that an event was handed on: whatever was, all is well again."""
@@ -106,6 +110,7 @@ class Follower:
         """Return seconds to wait; go another way if this one has brought nothing for long."""
         self._failures += 1
         self.trouble = str(lost)
+        self.was_reached = self.was_reached or lost.was_reached
         if lost.was_reached and lost.told is None:
             self._fruitless += 1
         if self._fruitless >= _MOST_FRUITLESS and len(self._ways) > 1:

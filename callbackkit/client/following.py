@@ -111,6 +111,14 @@ class Events:
         """Why it had to connect again or go another way; ``None`` while all is well."""
         return self._follower.trouble
 
+    @property
+    def was_reached(self) -> bool:
+        """A server was there, if only to say that it is not the time, or to break off.
+
+        ``False`` as long as nobody answered, or all that came was a status that stays, such as 405.
+        """
+        return self._follower.was_reached
+
     # As a block.
 
     async def __aenter__(self) -> Self:
@@ -150,6 +158,8 @@ class Events:
             AccessDeniedError: The token is missing or wrong, or the server lets nobody in.
             UnknownSessionError: There is no such session.
             SessionDeletedError: The session was deleted, or has expired.
+            ValueError: The environment names a proxy that is none; ``ImportError``, one that needs
+                another library.
         """
         _, handover = self._parts()
         while True:
@@ -171,7 +181,7 @@ class Events:
         follower = self._follower
         try:
             if self._given_client is None:
-                async with httpx2.AsyncClient() as client:
+                async with _new_client() as client:
                     await follower.run(self._line(client, handover))
             else:
                 await follower.run(self._line(self._given_client, handover))
@@ -224,7 +234,10 @@ def follow(
     Events come in order, each once, whatever happens to the connection and the server: it connects
     again, after a delay that grows and has chance in it, and goes on behind the last event that
     was handed on. What the server no longer keeps is told as a gap, ``event.is_gap``, and then
-    it goes on behind that. Errors of the network are never raised; those that stay are.
+    it goes on behind that. What the server says of the session is raised: that it may not be
+    followed, is not there, was deleted. All else is not, for it may pass: neither errors of the
+    network, nor a status such as 301 or 405, which anybody between may have answered;
+    :attr:`Events.trouble` tells it.
 
     No more is read than is asked for: a slow reader slows the connection, and may have to connect
     again, which loses nothing.
@@ -242,10 +255,11 @@ def follow(
         headers: Sent with each request, for a gateway, say.
         client: Sends the requests, and is not closed; for proxies, certificates of your own, and
             to share one among many sessions. Give that one a pool that is large enough:
-            ``httpx2.Limits(max_connections=None)``.
+            ``httpx2.Limits(max_connections=None)``. Its ``auth`` is used where there is no *token*.
         backoff: When to connect again.
         max_silence: Seconds without a byte after which a connection is given up. A server breaks
-            the silence every 15 seconds, unless it is told otherwise.
+            the silence every 15 seconds, unless it is told otherwise. By WebSocket, without a
+            whole message: where a large event takes longer than that, it never comes by this way.
         priming: Seconds that a stream may take to begin; later, somebody collects it.
 
     Raises:
@@ -255,6 +269,7 @@ def follow(
             is such an error.
     """
     address = Address.parse(url)
+    _check_sendable(address)
     if method not in {"auto", *_WAYS}:
         raise ValueError(f"method must be auto, {', '.join(_WAYS)}, not {method!r:.80}")
     ways = _WAYS if method == "auto" else (method,)
@@ -274,6 +289,24 @@ def follow(
         max_silence=max_silence,
         priming=priming,
     )
+
+
+def _check_sendable(address: Address) -> None:
+    try:
+        httpx2.URL(address.events)
+    except (httpx2.InvalidURL, UnicodeError):
+        raise ValueError("url can't be sent: its host is none, or its path no text") from None
+
+
+def _new_client() -> httpx2.AsyncClient:
+    """Make a client as the environment has it."""
+    try:
+        return httpx2.AsyncClient()
+    except (httpx2.InvalidURL, ValueError):
+        # Its text may hold a password.
+        raise ValueError(
+            "the environment names a proxy that is none: see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
+        ) from None
 
 
 def _checked_headers(headers: Mapping[str, str] | None, token: object) -> dict[str, str]:

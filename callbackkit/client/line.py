@@ -64,6 +64,7 @@ class Line:
         max_silence: Seconds without a byte after which a connection is dead.
         priming: Seconds that a stream may take to begin.
         patience: Seconds to connect and get the head of an answer.
+        closing: Seconds that closing a connection may take.
     """
 
     client: httpx2.AsyncClient
@@ -75,6 +76,13 @@ class Line:
     max_silence: float
     priming: float
     patience: float = PATIENCE
+    closing: float = _CLOSING
+
+    @property
+    def auth(self) -> httpx2.Auth | None:
+        """What the client has of its own; nothing where that would take the place of a header."""
+        has_own = any(name.lower() == "authorization" for name in self.headers)
+        return None if has_own else self.client.auth
 
     @property
     def timeout(self) -> httpx2.Timeout:
@@ -109,7 +117,8 @@ class Line:
         """
         async with self.request(self.address.session, {"Accept": "application/json"}) as response:
             check_status(response.status_code, response.headers, self.address.session_id)
-            body = await read_body(response, most=_MOST_STATE, within=self.patience)
+            with translated(), anyio.fail_after(self.patience):
+                body = await read_body(response, most=_MOST_STATE, max_silence=self.patience)
         try:
             return decode_state(body)
         except WireError as exc:
@@ -152,13 +161,22 @@ class Line:
         )
         with translated():
             with anyio.fail_after(wait + self.patience):
-                response = await self.client.send(request, stream=True, follow_redirects=False)
+                response = await self._send(request)
         try:
             yield response
         finally:
             # A connection that hangs is not to hold up who leaves.
-            with anyio.move_on_after(_CLOSING, shield=True), suppress(*FAILURES):
+            with anyio.move_on_after(self.closing, shield=True), suppress(*FAILURES):
                 await response.aclose()
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await self.client.send(
+                request, stream=True, auth=self.auth, follow_redirects=False
+            )
+        except httpx2.HTTPStatusError as exc:
+            # Of a hook of the client. What a status means is told by its head.
+            return exc.response
 
 
 @contextmanager
@@ -183,41 +201,48 @@ def lost_by(error: Exception) -> LostError:
 
 
 @asynccontextmanager
-async def chunks_of(response: httpx2.Response) -> AsyncGenerator[AsyncGenerator[bytes]]:
-    """Read a body in pieces as they come; it need not be read to its end."""
+async def chunks_of(
+    response: httpx2.Response, *, closing: float = _CLOSING
+) -> AsyncGenerator[AsyncGenerator[bytes]]:
+    """Read a body in pieces as they come; it need not be read to its end.
+
+    Args:
+        response: Its head is read; it is closed behind the block.
+        closing: Seconds that may take.
+    """
     chunks = response.aiter_raw()
     try:
         yield chunks
     finally:
         # Closed by itself the iterator would leave those inside it to the collector, which trio
         # complains about; on a connection that is closed all of them come to their end.
-        with anyio.move_on_after(_CLOSING, shield=True), suppress(*FAILURES):
+        with anyio.move_on_after(closing, shield=True), suppress(*FAILURES):
             await response.aclose()
             async for _ in chunks:
                 pass
 
 
-async def read_body(response: httpx2.Response, *, most: int, within: float) -> bytes:
+async def read_body(response: httpx2.Response, *, most: int, max_silence: float) -> bytes:
     """Return a whole body.
 
     Args:
         response: Its head is read.
         most: Bytes it may have.
-        within: Seconds it may take.
+        max_silence: Seconds that may pass without a byte of it.
 
     Raises:
-        LostError: It broke off, or took longer.
+        LostError: It broke off, or fell silent.
         BlockedError: It is compressed, or larger.
     """
     check_plain(response)
     body = bytearray()
-    with translated():
-        with anyio.fail_after(within):
-            async with chunks_of(response) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > most:
-                        raise BlockedError(f"an answer has more than {most} bytes")
+    with translated(), anyio.fail_after(max_silence) as scope:
+        async with chunks_of(response) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > most:
+                    raise BlockedError(f"an answer has more than {most} bytes")
+                scope.deadline = anyio.current_time() + max_silence
     return bytes(body)
 
 

@@ -53,6 +53,12 @@ class Place:
         if self.position is None:
             self.position = self.begun = position
 
+    def has_reached(self, newest: Position) -> bool:
+        """Tell whether there is nothing behind it in a log that ends with *newest*."""
+        if self.position is None:
+            return self.is_now or newest.seq == 0
+        return self.position == newest
+
     def fresh(self, events: Iterable[Event]) -> list[Event]:
         """Return the events that were not seen yet, and stand behind them."""
         found: list[Event] = []

@@ -17,8 +17,6 @@ __all__ = ["follow_polling"]
 _WAIT: Final = 25.0
 # Events asked for at once.
 _LIMIT: Final = 200
-# Seconds that the body of a page may take.
-_BODY: Final = 60.0
 
 
 async def follow_polling(line: Line) -> None:
@@ -64,7 +62,7 @@ async def _ask(line: Line, wait: float) -> Page:
         check_status(response.status_code, response.headers, line.address.session_id)
         if media_type(response) != "application/json":
             raise BlockedError(f"what came is {media_type(response)!r:.80} and no page")
-        body = await read_body(response, most=MOST_PAGE, within=_BODY)
+        body = await read_body(response, most=MOST_PAGE, max_silence=line.max_silence)
     try:
         return decode_page(body)
     except WireError as exc:

@@ -9,6 +9,7 @@ import anyio
 from callbackkit.client.answers import BlockedError, LostError, check_status
 from callbackkit.client.decoding import MOST_EVENT, Batch, decode_stream
 from callbackkit.client.line import Line, check_plain, chunks_of, media_type, translated
+from callbackkit.client.polling import follow_polling
 from callbackkit.errors import PositionError, WireError
 from callbackkit.events import Position
 from callbackkit.wire.eventstream import EventStreamReader
@@ -34,6 +35,7 @@ async def follow_sse(line: Line) -> None:
     Source:
         WHATWG HTML, "Server-sent events".
     """
+    await line.find_now()
     position = str(line.place)
     headers = {"Accept": _MEDIA_TYPE, "Cache-Control": "no-store"}
     if position:
@@ -44,9 +46,21 @@ async def follow_sse(line: Line) -> None:
             _check_stream(response)
             await _read(line, response)
             return
-    # Nothing more will come; an error tells if that is because the session was deleted.
-    if not (await line.ask_state()).has_ended:
+    await _check_end(line)
+
+
+async def _check_end(line: Line) -> None:
+    """Hold that nothing more will come, as a 204 says; somebody between may have said it.
+
+    Raises:
+        LostError: The session goes on.
+        CallbackKitError: The session was deleted.
+    """
+    state = await line.ask_state()
+    if not state.has_ended:
         raise LostError("the server has no stream now")
+    if not line.place.has_reached(state.position):
+        await follow_polling(line)
 
 
 def _check_stream(response: httpx2.Response) -> None:
@@ -66,7 +80,7 @@ async def _read(line: Line, response: httpx2.Response) -> None:
     reader = EventStreamReader(max_event=MOST_EVENT)
     begins_until = anyio.current_time() + line.priming
     has_begun = False
-    async with chunks_of(response) as chunks:
+    async with chunks_of(response, closing=line.closing) as chunks:
         while True:
             wait = line.max_silence if has_begun else begins_until - anyio.current_time()
             chunk: bytes | None = None

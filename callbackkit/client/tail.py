@@ -8,12 +8,13 @@ import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
-from callbackkit.client.columns import printable
+from callbackkit.client.columns import printable, shown
 from callbackkit.client.output import NobodyReadsError, Output
 from callbackkit.client.terminal import TerminalView
 from callbackkit.errors import CallbackKitError
@@ -84,8 +85,15 @@ def tail(chosen: argparse.Namespace) -> int:
 
 
 def _fail(reason: str) -> int:
-    sys.stderr.write(f"callbackkit: {printable(reason)}\n")
+    _say(reason)
     return _FAILED
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error; nobody has to hear it."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(f"callbackkit: {printable(text)}\n")
 
 
 def _read_token(variable: str | None, file: str | None) -> str | None:
@@ -93,7 +101,7 @@ def _read_token(variable: str | None, file: str | None) -> str | None:
 
     Raises:
         OSError: The file can't be read.
-        ValueError: There is none where it was said to be.
+        ValueError: There is none where it was said to be, or nobody gave one who was asked.
     """
     if file is not None:
         token = Path(file).read_text("utf-8").strip()
@@ -104,8 +112,15 @@ def _read_token(variable: str | None, file: str | None) -> str | None:
     if not token and variable is not None:
         raise ValueError(f"the environment has no {variable}, or it is empty")
     if not token and sys.stdin is not None and sys.stdin.isatty():
-        token = getpass.getpass("Token of the session (Enter for none): ").strip()
+        token = _ask_token()
     return token or None
+
+
+def _ask_token() -> str:
+    try:
+        return getpass.getpass("Token of the session (Enter for none): ").strip()
+    except EOFError:
+        raise ValueError("no token was given; where there is none, press Enter") from None
 
 
 # What is shown.
@@ -128,13 +143,13 @@ class _Json:
 
     def show(self, event: Event) -> bytes:
         text = encode_event(event).decode()
-        if not text.isprintable():
+        if not text.isascii() or not text.isprintable():
             # Within strings only. JSON lets stand what some terminals obey.
             text = "".join(map(_escaped, text))
         return text.encode() + b"\n"
 
     def note(self, text: str) -> bytes:
-        sys.stderr.write(f"callbackkit: {printable(text)}\n")
+        _say(text)
         return b""
 
     def pause(self) -> bytes:
@@ -145,7 +160,7 @@ class _Json:
 
 
 def _escaped(char: str) -> str:
-    if char.isprintable():
+    if shown(char) == char:
         return char
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
@@ -156,7 +171,7 @@ class _Screen:
 
     def __init__(self, *, has_colours: bool) -> None:
         is_terminal = sys.stdout.isatty()
-        is_live = is_terminal and os.environ.get("TERM") != "dumb"
+        is_live = is_terminal and os.environ.get("TERM") not in {"", "dumb"}
         self._encoding = sys.stdout.encoding or "utf-8"
         width, height = shutil.get_terminal_size()
         self._view = TerminalView(
@@ -200,7 +215,7 @@ class _Tail:
         self._shown = shown
         self._output = output
         self._writing = anyio.Lock()
-        # The way of following that was last said to work.
+        # What was last told of the connection: by which way it works, or "", that it is lost.
         self._told: str | None = None
         self._has_followed = False
         # When something was last shown.
@@ -239,6 +254,11 @@ class _Tail:
         except CallbackKitError as exc:
             await self._write(self._shown.end)
             self._code = _fail(_reason(exc))
+        except (ImportError, ValueError) as exc:
+            if self._events.state != "failed":
+                raise
+            # What the environment says of proxies is of no use.
+            self._code = _fail(str(exc))
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(_LAST_WORDS, shield=True):
                 await self._output.write(self._shown.end())
@@ -252,7 +272,7 @@ class _Tail:
     # The connection.
 
     async def _watch(self) -> bool:
-        """Tell what becomes of the connection; true if there never was one."""
+        """Tell what becomes of the connection; true if nobody is there to wait for."""
         waited = 0
         while True:
             await anyio.sleep(_TICK)
@@ -264,11 +284,11 @@ class _Tail:
             if waited < 2:
                 continue
             trouble = self._events.trouble or "the connection was lost"
-            if not self._has_followed:
+            if not self._events.was_reached:
                 self._code = _fail(f"the session can't be reached: {trouble}")
                 return True
-            if self._told is not None:
-                self._told = None
+            if self._told != "":
+                self._told = ""
                 await self._write(self._shown.note, f"{trouble}; connecting again")
 
     async def _notice(self) -> None:
@@ -276,8 +296,9 @@ class _Tail:
         method = self._events.method
         if self._events.state == "following" and self._told != method:
             again = " again" if self._has_followed else ""
+            is_news = self._told is not None or not isinstance(self._shown, _Json)
             self._told, self._has_followed = method, True
-            if again or not isinstance(self._shown, _Json):
+            if is_news:
                 await self._write(self._shown.note, f"following{again} by {method}")
 
 

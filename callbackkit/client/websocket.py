@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -36,6 +37,8 @@ _PROTOCOL: Final = "callbackkit"
 _REFUSED: Final = 1008
 _GONE: Final = 4001
 _ASKED_ABOUT: Final = frozenset({_REFUSED, _GONE})
+# A handshake that was answered otherwise; the second is what a hook of the client may raise.
+_REFUSALS: Final = (WebSocketUpgradeError, httpx2.HTTPStatusError)
 
 
 async def follow_websocket(line: Line) -> None:
@@ -51,7 +54,7 @@ async def follow_websocket(line: Line) -> None:
     """
     await line.find_now()
     outcome = await _connect(line)
-    if isinstance(outcome, WebSocketUpgradeError):
+    if isinstance(outcome, _REFUSALS):
         await _tell_refusal(line, outcome.response)
     if isinstance(outcome, WebSocketDisconnect):
         await _tell_close(line, outcome)
@@ -78,11 +81,15 @@ async def _connect(line: Line) -> Exception | None:
                 # The server breaks the silence; while nobody takes events, nobody hears a pong.
                 keepalive_ping_interval_seconds=None,
                 timeout=line.timeout,
+                auth=line.auth,
                 follow_redirects=False,
             ) as socket:
                 opening.deadline = math.inf
-                outcome = await _read(line, socket)
-        except* WebSocketUpgradeError as group:
+                try:
+                    outcome = await _read(line, socket)
+                finally:
+                    await _close(line, socket)
+        except* _REFUSALS as group:
             outcome = _first(group)
         except* (*FAILURES, HTTPXWSException, ProtocolError) as group:
             outcome = lost_by(_first(group))
@@ -112,6 +119,18 @@ async def _read(line: Line, socket: AsyncWebSocketSession) -> Exception | None:
         return lost_by(exc)
     except (LostError, CallbackKitError) as exc:
         return exc
+
+
+async def _close(line: Line, socket: AsyncWebSocketSession) -> None:
+    """Close a WebSocket, in a time that has an end.
+
+    The library would do so behind a shield, and wait there for a server that reads no more.
+    """
+    with (
+        anyio.move_on_after(line.closing, shield=True),
+        suppress(*FAILURES, HTTPXWSException, ProtocolError),
+    ):
+        await socket.close()
 
 
 async def _tell_refusal(line: Line, response: httpx2.Response) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,7 @@ from callbackkit.stores.redis_client import client_of
 from callbackkit.stores.redis_link import Link, Verb
 from callbackkit.stores.redis_rows import (
     check_row,
+    read_attempt,
     read_claim,
     read_letter,
     read_page,
@@ -43,10 +45,12 @@ from callbackkit.stores.redis_rows import (
 
 __all__ = ["RedisStore"]
 
+_logger = logging.getLogger("callbackkit.stores")
+
 # Seconds between two looks at what changed and no wake told of.
 _RECONCILE: Final = 1.5
-# Slots of a cluster.
-_SLOTS: Final = 16_384
+# Partitions: each costs a call whenever all are asked, which is to be done within the timeout.
+_MOST_PARTITIONS: Final = 1_024
 
 
 class RedisStore(Store):
@@ -56,13 +60,14 @@ class RedisStore(Store):
     ``appendfsync always`` it survives a crash of the machine; with ``everysec`` all but about the
     last second does; without persistence nothing survives a restart. A failover loses what the
     replica had not got yet. Whatever is lost, no position means another event later: a server that
-    was started again or promoted (its ``run_id`` differs), and a log that is gone, begin new
-    epochs, so readers are told of a gap, and what is owed and still there is delivered.
+    was started again or promoted (its ``run_id`` or the id of its history differs), and a log that
+    is gone, begin new epochs, so readers are told of a gap, and what is owed and still there is
+    delivered.
 
     Set ``maxmemory-policy noeviction``: Redis then refuses when it is full
     (:exc:`~callbackkit.StoreUnavailableError`) instead of throwing sessions away. The user it is
-    reached as needs ``+@all`` on the keys and channels with the prefix, ``INFO``, ``TIME`` and
-    ``EVAL``.
+    reached as needs to read and write the keys and channels with the prefix, to run scripts, and
+    ``INFO`` and ``TIME``; "How to share sessions by Redis" has the line.
 
     A call that fails or takes too long raises :exc:`~callbackkit.StoreUnavailableError`; whether it
     happened is not known then, and an idempotency key makes it safe to append again. The store
@@ -82,15 +87,15 @@ class RedisStore(Store):
         prefix: What all keys and channels begin with, as a hash tag with the number of the
             partition: ``{callbackkit:0}``. Stores with the same one share everything.
         partitions: How many parts the sessions are in: each is a slot of a cluster. All processes
-            must use the same number.
+            must use the same number: another one is refused.
         timeout: Seconds a call may take.
         clock: Seconds since 1970, for tests; ``None`` goes by the clock of Redis, so that those of
             the machines need not agree.
 
     Raises:
         TypeError: *new_client* or *clock* can't be called, or *prefix* is no text.
-        ValueError: *prefix* is empty or has braces, *partitions* is no number from 1 to 16384, or
-            *timeout* none above 0.
+        ValueError: *prefix* is empty, or has braces or lone surrogates, *partitions* is no number
+            from 1 to 1024, or *timeout* none above 0.
     """
 
     def __init__(
@@ -171,21 +176,15 @@ class RedisStore(Store):
 
     async def _ask(self, session_id: str, name: str, *arguments: str | bytes) -> list[Any]:
         verb = Verb(self._link.partition_of(session_id), name, (session_id, *arguments))
-        return (await self._do([verb], session_id))[0]
+        await self._link.do((verb,))
+        return check_row(_row_of(verb), session_id)
 
     async def _ask_all(self, name: str, *arguments: str | bytes) -> list[list[Any]]:
         return await self._do([Verb(each, name, arguments) for each in range(self._partitions)])
 
-    async def _do(self, verbs: Sequence[Verb], session_id: str = "") -> list[list[Any]]:
+    async def _do(self, verbs: Sequence[Verb]) -> list[list[Any]]:
         await self._link.do(verbs)
-        rows: list[list[Any]] = []
-        for verb in verbs:
-            if verb.error is not None:
-                raise verb.error
-            if verb.result is None:
-                raise StoreError(f"nothing came of {verb.name}")
-            rows.append(check_row(verb.result, session_id))
-        return rows
+        return [check_row(_row_of(each), "") for each in verbs]
 
     # Sessions.
 
@@ -278,22 +277,25 @@ class RedisStore(Store):
         owed: bool = True,
         key: str | None = None,
     ) -> Appended:
-        digest = "" if key is None else hashlib.sha256(body).hexdigest()
-        known = "" if key is None else f"={key}"
-        row = await self._ask(
-            session_id, "append", event_type, body, write_flag(owed), known, digest
-        )
+        flag = write_flag(owed)
+        if key is None:
+            row = await self._ask(session_id, "append", event_type, body, flag)
+        else:
+            digest = hashlib.sha256(body).hexdigest()
+            row = await self._ask(session_id, "append", event_type, body, flag, key, digest)
+        if row[0] == b"ok":
+            epoch, seq, at, ordinal = row[1].split()
+            record = Record(int(seq), int(at), event_type, body, owed, int(ordinal))
+            self._watches.ring(session_id, record.seq)
+            self._watches.ring(None)
+            return Appended(epoch.decode(), record, True)
         if row[0] == b"other":
             raise IdempotencyError(f"the key {key!r:.100} came before with another event")
         if row[0] == b"keys":
             raise LimitError("keys", int(row[1]), "so many idempotency keys in 24 hours")
         _, epoch, seq, at, was_owed, ordinal = row
         record = Record(int(seq), int(at), event_type, body, was_owed == b"1", int(ordinal))
-        is_new = row[0] == b"ok"
-        if is_new:
-            self._watches.ring(session_id, record.seq)
-            self._watches.ring(None)
-        return Appended(epoch.decode(), record, is_new)
+        return Appended(epoch.decode(), record, False)
 
     async def read(
         self,
@@ -341,24 +343,44 @@ class RedisStore(Store):
     async def claim(self, *, methods: Collection[str], limit: int, lease: float) -> Claims:
         claims: list[Claim] = []
         waits: dict[int, float] = {}
+        failures: list[Verb] = []
         self._turn += 1
         hungry = [(self._turn + n) % self._partitions for n in range(self._partitions)]
         while hungry and (rest := limit - len(claims)) > 0:
             share = max(1, rest // len(hungry))
             asked, hungry = hungry[: rest // share], hungry[rest // share :]
             verbs = [Verb(each, "claim", (str(share), repr(lease), *methods)) for each in asked]
-            rows = await self._do(verbs)
-            for verb, (_, found, next_in) in zip(verbs, rows, strict=True):
-                claims += [read_claim(each) for each in found]
-                waits[verb.partition] = float(next_in) if next_in else math.inf
+            for verb, found in await self._claim(verbs, waits, failures):
+                claims += map(read_claim, found)
                 if len(found) == share and waits[verb.partition] == 0:
                     hungry.append(verb.partition)
         # When more falls due where nothing could be claimed for want of room.
         verbs = [Verb(each, "claim", ("0", "0.0", *methods)) for each in hungry]
-        for verb, (_, _, next_in) in zip(verbs, await self._do(verbs), strict=True):
-            waits[verb.partition] = float(next_in) if next_in else math.inf
+        await self._claim(verbs, waits, failures)
+        if failures and not waits:
+            raise _error_of(failures[0])
+        if failures:
+            # What the others gave is leased: it is not to be lost with this.
+            text = "what is due in %d of %d partitions is not known: %s"
+            _logger.warning(text, len(failures), self._partitions, _error_of(failures[0]))
+            waits[failures[0].partition] = _RECONCILE
         nearest = min(waits.values(), default=math.inf)
         return Claims(claims, None if nearest == math.inf else nearest)
+
+    async def _claim(
+        self, verbs: Sequence[Verb], waits: dict[int, float], failures: list[Verb]
+    ) -> list[tuple[Verb, list[Any]]]:
+        """Return what each partition gave; note when more falls due there, or that it failed."""
+        await self._link.do(verbs)
+        given: list[tuple[Verb, list[Any]]] = []
+        for verb in verbs:
+            if verb.result is None:
+                failures.append(verb)
+                continue
+            _, found, next_in = check_row(verb.result, "")
+            waits[verb.partition] = float(next_in) if next_in else math.inf
+            given.append((verb, found))
+        return given
 
     async def renew(self, claim: Claim, *, lease: float, bound: int | None = None) -> Claim:
         row = await self._settle(claim, "renew", repr(lease), write_number(bound))
@@ -422,7 +444,7 @@ class RedisStore(Store):
 
     async def attempts(self, session_id: str) -> Sequence[Attempt]:
         row = await self._ask(session_id, "attempts")
-        return [Attempt(**json.loads(each)) for each in row[1]]
+        return [read_attempt(each) for each in row[1]]
 
     async def load_endpoint(self, endpoint: str) -> tuple[int, bytes]:
         _, version, state = await self._ask(endpoint, "load_endpoint")
@@ -450,18 +472,38 @@ class RedisStore(Store):
         )
 
     async def health(self) -> None:
-        await self._ask_all("count")
+        await self._ask_all("health")
+
+
+def _row_of(verb: Verb) -> list[Any]:
+    if verb.result is None:
+        raise _error_of(verb)
+    return verb.result
+
+
+def _error_of(verb: Verb) -> StoreError:
+    return verb.error or StoreError(f"nothing came of {verb.name}")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_settings(prefix: object, partitions: object, timeout: object) -> None:
     if not isinstance(prefix, str):
         raise TypeError(f"prefix must be a str, not a {type(prefix).__name__}")
-    if not prefix or set(prefix) & set("{}"):
-        raise ValueError(f"prefix must be a text without braces, not {prefix!r:.100}")
+    if not prefix or set(prefix) & set("{}") or not _is_encodable(prefix):
+        raise ValueError(
+            f"prefix must be a text without braces and lone surrogates, not {prefix!r:.100}"
+        )
     if isinstance(partitions, bool) or not isinstance(partitions, int):
         raise TypeError(f"partitions must be an int, not a {type(partitions).__name__}")
-    if not 1 <= partitions <= _SLOTS:
-        raise ValueError(f"partitions must be from 1 to {_SLOTS}, not {partitions!r}")
+    if not 1 <= partitions <= _MOST_PARTITIONS:
+        raise ValueError(f"partitions must be from 1 to {_MOST_PARTITIONS}, not {partitions!r}")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout must be a number, not a {type(timeout).__name__}")
     if not 0 < timeout < math.inf:

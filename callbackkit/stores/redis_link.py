@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import zlib
@@ -24,11 +25,17 @@ __all__ = ["Link", "Verb"]
 
 _logger = logging.getLogger("callbackkit.stores")
 
-# Verbs in one call, and about how many bytes: Redis serves nobody else meanwhile.
-_MOST_AT_ONCE: Final = 128
+# About how many bytes one call may be: Redis serves nobody else meanwhile.
 _MOST_BYTES: Final = 1_048_576
-# What a verb weighs that answers with events, which may be many.
-_WEIGHTS: Final = {"read": 16_384, "tail": 16_384, "letters": 65_536, "claim": 65_536}
+# What a verb counts as at least, as that takes Redis some time, too: a call is 128 of most; less of
+# what answers with events, which may be many, and more of what is told of all sessions that are
+# read, every few seconds.
+_LEAST_BYTES: Final = 8_192
+_WEIGHTS: Final = {
+    "read": 16_384, "tail": 16_384, "letters": 65_536, "claim": 65_536, "touch": 2_048,
+}  # fmt: skip
+# What a verb answers that is to be asked for again.
+_LATER: Final = [b"later"]
 # Sessions that are rung one by one after a look at what changed; beyond, all are.
 _MOST_CHANGES: Final = 10_000
 
@@ -43,9 +50,10 @@ class Verb:
         waiter: Wakes who waits; ``None`` if nobody does.
         result: What it answered.
         error: What went wrong instead.
+        until: By the clock of the event loop, when nobody is to wait for it any longer.
     """
 
-    __slots__ = ("arguments", "error", "name", "partition", "result", "waiter")
+    __slots__ = ("arguments", "error", "name", "partition", "result", "until", "waiter")
 
     def __init__(
         self,
@@ -64,11 +72,12 @@ class Verb:
         self.waiter: Waiter | None = waiter
         self.result: list[Any] | None = None
         self.error: StoreError | None = None
+        self.until: float = math.inf
 
     @property
     def weight(self) -> int:
-        """About how many bytes go there and come back."""
-        return sum(map(len, self.arguments)) + _WEIGHTS.get(self.name, 0)
+        """About how many bytes go there and come back, or what takes Redis as long."""
+        return max(sum(map(len, self.arguments)), _WEIGHTS.get(self.name, _LEAST_BYTES))
 
 
 class Link:
@@ -179,6 +188,8 @@ class _Shift:
         self._client = Client(link.new_client, timeout=link.timeout)
         self._queues: list[deque[Verb]] = [deque() for _ in range(link.partitions)]
         self._workers: dict[int, asyncio.Task[None]] = {}
+        # Who is to be woken once all answers that are there were looked at.
+        self._done: list[Waiter] = []
         self._over = asyncio.Event()
         self._seen: list[tuple[bytes, int]] = [(b"", 0)] * link.partitions
         # The partition that is looked at next.
@@ -222,7 +233,8 @@ class _Shift:
             _logger.exception("the thread that asks Redis failed")
         finally:
             left = self._link.forget(self)
-            _fail(left, StoreUnavailableError("the store was closed before Redis answered"))
+            _refuse(left, StoreUnavailableError("the store was closed before Redis answered"))
+            wake_all([*self._done, *(each.waiter for each in left if each.waiter is not None)])
             self._loop.close()
             wake_all(self._ended)
 
@@ -241,10 +253,7 @@ class _Shift:
                 await asyncio.wait(self._workers.values(), timeout=self._link.timeout + 1)
         finally:
             wakes.listen_by(None)
-            tasks += self._workers.values()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel([*tasks, *self._workers.values()])
             await self._client.aclose()
 
     def _look_soon(self) -> None:
@@ -256,7 +265,9 @@ class _Shift:
         with self._link._lock:
             self._is_kicked = False
             jobs, self._jobs = self._jobs, deque()
+        until = self._loop.time() + self._link.timeout
         for job in jobs:
+            job.until = until
             self._queues[job.partition].append(job)
             if job.partition not in self._workers:
                 self._workers[job.partition] = self._loop.create_task(self._work(job.partition))
@@ -265,16 +276,36 @@ class _Shift:
         queue = self._queues[partition]
         try:
             while queue:
-                await self._call(partition, _take(queue))
+                verbs = self._refuse_late(_take(queue))
+                if verbs:
+                    queue.extendleft(reversed(await self._call(partition, verbs)))
         finally:
             del self._workers[partition]
 
-    async def _call(self, partition: int, verbs: Sequence[Verb]) -> None:
-        """Have verbs done; whatever happens, each has its result or its error, and is woken."""
+    def _refuse_late(self, verbs: list[Verb]) -> list[Verb]:
+        """Return those that can still be done in time; the others are refused."""
+        now = self._loop.time()
+        late = [each for each in verbs if each.until < now]
+        _refuse(late, StoreUnavailableError("Redis took too long for what was asked before"))
+        self._wake(late)
+        return [each for each in verbs if each.until >= now] if late else verbs
+
+    async def _call(self, partition: int, verbs: list[Verb]) -> list[Verb]:
+        """Have verbs done; whatever happens, each has its result or its error, and is woken.
+
+        But for those that Redis wants to be asked again, since its answer was large enough: these
+        are returned.
+        """
+        again: list[Verb] = []
         try:
-            results = await self._client.run_script(self._link.key(partition), self._words(verbs))
+            results = await self._client.run_script(
+                self._link.key(partition), self._words(verbs), lane=partition
+            )
             for verb, result in zip(verbs, results, strict=True):
                 _settle(verb, result)
+            again = [each for each in verbs if each.result == _LATER]
+            for verb in again:
+                verb.result = None
         except StoreError as error:
             _refuse(verbs, error)
         except Exception as exc:
@@ -283,10 +314,28 @@ class _Shift:
             failure.__cause__ = exc
             _refuse(verbs, failure)
         finally:
-            _fail(verbs, StoreUnavailableError("the store was closed before Redis answered"))
+            if again:
+                verbs = [each for each in verbs if each not in again]
+            _refuse(verbs, StoreUnavailableError("the store was closed before Redis answered"))
+            self._wake(verbs)
+        return again
+
+    def _wake(self, verbs: Iterable[Verb]) -> None:
+        waiters = [each.waiter for each in verbs if each.waiter is not None]
+        if len(self._workers) < 2:
+            wake_all(waiters)
+            return
+        # Of several partitions together: to wake another thread takes as long as an append.
+        if not self._done:
+            self._loop.call_soon(self._wake_done)
+        self._done += waiters
+
+    def _wake_done(self) -> None:
+        done, self._done = self._done, []
+        wake_all(done)
 
     def _words(self, verbs: Sequence[Verb]) -> list[str | bytes]:
-        words: list[str | bytes] = [self._time(verbs)]
+        words: list[str | bytes] = [self._time(verbs), str(self._link.partitions)]
         for verb in verbs:
             words += [verb.name, str(len(verb.arguments)), *verb.arguments]
         return words
@@ -330,11 +379,21 @@ class _Shift:
         return True
 
 
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Have tasks end: told once, one that just connects may take that for a failure to connect."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _take(queue: deque[Verb]) -> list[Verb]:
     """Take verbs for one call, at least one."""
     verbs = [queue.popleft()]
     weight = verbs[0].weight
-    while queue and len(verbs) < _MOST_AT_ONCE:
+    while queue:
         weight += queue[0].weight
         if weight > _MOST_BYTES:
             break
@@ -345,7 +404,7 @@ def _take(queue: deque[Verb]) -> list[Verb]:
 def _settle(verb: Verb, result: Any) -> None:
     if not is_row(result):
         verb.error = StoreError(f"Redis answered {result!r:.200}")
-    elif result[:1] == [b"error"]:
+    elif result and result[0] == b"error":
         verb.error = refusal(result[1].decode("utf-8", "replace"))
     else:
         verb.result = result
@@ -357,8 +416,3 @@ def _refuse(verbs: Iterable[Verb], error: StoreError) -> None:
             # One each: what is raised by many tasks would gather their tracebacks.
             verb.error = type(error)(*error.args)
             verb.error.__cause__ = error.__cause__
-
-
-def _fail(verbs: Sequence[Verb], error: StoreError) -> None:
-    _refuse(verbs, error)
-    wake_all([each.waiter for each in verbs if each.waiter is not None])

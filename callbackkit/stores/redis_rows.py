@@ -20,6 +20,7 @@ from callbackkit.stores.base import Attempt, Claim, DeadLetter, Page, Record, Se
 __all__ = [
     "check_row",
     "is_row",
+    "read_attempt",
     "read_claim",
     "read_letter",
     "read_page",
@@ -145,6 +146,12 @@ def read_page(row: Sequence[Any]) -> Page:
     _, epoch, first, top, state, records = row
     kept: Any = _text(state)
     return Page([read_record(each) for each in records], _text(epoch), int(first), int(top), kept)
+
+
+@_shaped
+def read_attempt(data: bytes) -> Attempt:
+    """Return the attempt that :func:`write_attempt` wrote."""
+    return Attempt(**json.loads(data))
 
 
 @_shaped

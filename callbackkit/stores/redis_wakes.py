@@ -6,11 +6,14 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
+from types import coroutine
+from typing import Any, Final, Protocol
 
 from callbackkit.stores.base import Watch, Watches
+from callbackkit.stores.waking import Place, call_there, place_here
 
 __all__ = ["Subscriber", "Wakes"]
 
@@ -22,6 +25,11 @@ _BACKOFF, _LONGEST_BACKOFF = 0.05, 5.0
 _GATHER: Final = 0.002
 # Channels of one command.
 _MOST_AT_ONCE: Final = 1_000
+# So many topics that were told of at once are a load: what follows is gathered for some seconds,
+# and whoever reads it then asks in few large calls. One that comes alone never waits.
+_LOAD, _REST_UNDER_LOAD = 8, 0.01
+# Messages that are taken before others run.
+_MOST_IN_ONE_GO: Final = 500
 
 
 class Subscriber(Protocol):
@@ -59,6 +67,8 @@ class Wakes(Watches):
         self._channels_of = channels_of
         self._topics: dict[str, str | None] = {}
         self._pending: set[str | None] = set()
+        # Where those who watch a topic are; None if that is not one place.
+        self._places: dict[str | None, Place | None] = {}
         self._guard = threading.RLock()
         self._call: Callable[[], object] | None = None
         # Of the event loop that listens.
@@ -69,12 +79,44 @@ class Wakes(Watches):
 
     def add(self, topic: str | None, watch: Watch) -> None:
         """Have a watch rung from now on."""
+        here = place_here()
+        with self._guard:
+            is_here = self._places.get(topic, here) is here
+            self._places[topic] = here if is_here else None
         super().add(topic, watch)
         with self._guard:
             self._pending.add(topic)
             call = self._call
         if call is not None:
             call()
+
+    def remove(self, topic: str | None, watch: Watch) -> None:
+        """Ring a watch no longer."""
+        super().remove(topic, watch)
+        with self._guard:
+            if topic not in self._by_topic:
+                self._places.pop(topic, None)
+
+    def ring_all(self) -> None:
+        """Ring every watch."""
+        self.ring_each(self.topics)
+
+    def ring_each(self, topics: Iterable[str | None]) -> None:
+        """Ring the watches of some topics, each in the event loop it was begun in.
+
+        Each loop is told once: if it were for each topic, its thread and this one would take turns
+        at every one of them. One that does not get on holds up nobody elsewhere.
+        """
+        by_place: dict[Place | None, list[str | None]] = {}
+        for topic in topics:
+            by_place.setdefault(self._places.get(topic), []).append(topic)
+        for place, some in by_place.items():
+            if place is None or not call_there(place, partial(self._ring_here, some)):
+                self._ring_here(some)
+
+    def _ring_here(self, topics: Iterable[str | None]) -> None:
+        for topic in topics:
+            self.ring(topic)
 
     def listen_by(self, call: Callable[[], object] | None) -> None:
         """Set what has the event loop look at what is to be listened to; from any thread."""
@@ -119,12 +161,18 @@ class Wakes(Watches):
                 raise exc
 
     async def _hear(self, subscriber: Subscriber) -> None:
+        heard = _Heard(self.ring_each)
+        await _in_one_go(self._take(subscriber, heard), heard.tell)
+
+    async def _take(self, subscriber: Subscriber, heard: _Heard) -> None:
         async for channel in subscriber.messages():
             if channel in self._topics:
-                self.ring(self._topics[channel])
+                heard.topics.add(self._topics[channel])
 
     async def _keep_up(self, subscriber: Subscriber) -> None:
         assert self._is_asked is not None
+        loop = asyncio.get_running_loop()
+        rests_at = loop.time() + self._rest
         with self._guard:
             self._pending = set(self.topics)
         while True:
@@ -134,10 +182,12 @@ class Wakes(Watches):
             fresh = [each for each in asked if each not in self._heard]
             for begin in range(0, len(fresh), _MOST_AT_ONCE):
                 await self._begin(subscriber, fresh[begin : begin + _MOST_AT_ONCE])
-            try:
-                async with asyncio.timeout(self._rest):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(rests_at):
                     await self._is_asked.wait()
-            except TimeoutError:
+            # Also where there is always somebody who asks.
+            if loop.time() >= rests_at:
+                rests_at = loop.time() + self._rest
                 await self._leave(subscriber)
                 # One that nobody answers on any more would be silent, too.
                 if self._topics:
@@ -148,10 +198,9 @@ class Wakes(Watches):
         channels = {channel: each for each in topics for channel in self._channels_of(each)}
         self._topics |= channels
         await subscriber.subscribe(*channels)
-        for topic in topics:
-            self._heard[topic] = asyncio.get_running_loop().time()
-            # What happened before that is not known.
-            self.ring(topic)
+        self._heard |= dict.fromkeys(topics, asyncio.get_running_loop().time())
+        # What happened before that is not known.
+        self.ring_each(topics)
 
     async def _leave(self, subscriber: Subscriber) -> None:
         """Listen no longer to what nobody has waited for lately."""
@@ -165,9 +214,67 @@ class Wakes(Watches):
             del self._heard[topic]
         for channel in channels:
             self._topics.pop(channel, None)
-        if channels:
-            await subscriber.unsubscribe(*channels)
-            # Whoever began to wait meanwhile.
-            with self._guard:
-                self._pending |= set(old) & set(self.topics)
-            self.look()
+        # Whoever begins to wait meanwhile has his topic looked at again, see add().
+        for begin in range(0, len(channels), _MOST_AT_ONCE):
+            await subscriber.unsubscribe(*channels[begin : begin + _MOST_AT_ONCE])
+
+
+class _Heard:
+    """Topics that messages have told of, rung together.
+
+    Args:
+        ring: Rings them.
+
+    Attributes:
+        topics: Those that are not rung yet.
+    """
+
+    def __init__(self, ring: Callable[[Iterable[str | None]], object]) -> None:
+        self._ring = ring
+        self._is_resting = False
+        self.topics: set[str | None] = set()
+
+    def tell(self) -> None:
+        """Ring them now, or soon if there are many all the time."""
+        if self._is_resting or not self.topics:
+            return
+        topics, self.topics = self.topics, set()
+        if len(topics) >= _LOAD:
+            self._is_resting = True
+            asyncio.get_running_loop().call_later(_REST_UNDER_LOAD, self._go_on)
+        self._ring(topics)
+
+    def _go_on(self) -> None:
+        self._is_resting = False
+        self.tell()
+
+
+@coroutine
+def _in_one_go(
+    work: Coroutine[Any, Any, None], pause: Callable[[], object]
+) -> Generator[Any, Any, None]:
+    """Run what takes one thing after another; call *pause* whenever it has to wait for the next.
+
+    Where it would only let others run it goes on: anyio does so before each item of a stream, and a
+    round of the event loop for each message is most of what a message costs.
+    """
+    step: Callable[[Any], Any] = work.send
+    argument: Any = None
+    left = _MOST_IN_ONE_GO
+    try:
+        while True:
+            awaited = step(argument)
+            step, argument = work.send, None
+            if awaited is None and left:
+                left -= 1
+                continue
+            pause()
+            left = _MOST_IN_ONE_GO
+            try:
+                yield awaited
+            except BaseException as exc:
+                step, argument = work.throw, exc
+    except StopIteration:
+        return
+    finally:
+        work.close()

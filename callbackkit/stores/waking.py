@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from callbackkit.buffer import Waiter, _AsyncioWaiter, _TrioWaiter
+from callbackkit.buffer import Waiter, _AsyncioWaiter, _TrioWaiter, new_waiter
 
-__all__ = ["wake_all"]
+__all__ = ["Place", "call_there", "place_here", "wake_all"]
+
+Place = Any
+"""An event loop of asyncio, or the token of a run of trio."""
 
 
 def wake_all(waiters: Iterable[Waiter]) -> None:
@@ -44,3 +47,28 @@ def _settle_all(futures: Iterable[asyncio.Future[None]]) -> None:
 def _call_all(calls: Iterable[Callable[[], None]]) -> None:
     for call in calls:
         call()
+
+
+def place_here() -> Place | None:
+    """Return the event loop that runs in this thread, or ``None``."""
+    try:
+        waiter = new_waiter()
+    except (ImportError, RuntimeError):
+        return None
+    if isinstance(waiter, _AsyncioWaiter):
+        return waiter._loop
+    return waiter._token if isinstance(waiter, _TrioWaiter) else None
+
+
+def call_there(place: Place, call: Callable[[], object]) -> bool:
+    """Have an event loop call something soon; ``False`` if it has ended."""
+    soon = (
+        place.call_soon_threadsafe
+        if isinstance(place, asyncio.AbstractEventLoop)
+        else place.run_sync_soon
+    )
+    try:
+        soon(call)
+    except RuntimeError:
+        return False
+    return True

@@ -72,8 +72,8 @@ class FaultProxy:
             ...  # see that it comes back
 
     What a method says holds at once, for connections that are there and for those to come, until
-    another one says something else. The port stays the same. Leaving ``async with`` closes
-    everything.
+    another one says something else. The port stays the same, whichever server it leads to. Leaving
+    ``async with`` closes everything.
 
     Args:
         host: Where the server is.
@@ -160,6 +160,13 @@ class FaultProxy:
         for link in list(self._links):
             link.reset()
         self._bell.ring()
+
+    def lead_to(self, host: str, port: int) -> None:
+        """Connect whoever comes from now on to another server, as a failover does.
+
+        The connections there are stay where they are, and nothing else changes.
+        """
+        self._server = (host, port)
 
     def _change(self, weather: _Weather, *, is_open: bool = True) -> None:
         listener = self._service.listener

@@ -18,7 +18,7 @@ import attrs
 
 #: Runs something the given number of times and returns what that cost in all, in the table's unit.
 Measure = Callable[[int], float]
-Unit = Literal["seconds", "microseconds", "bytes"]
+Unit = Literal["seconds", "microseconds", "bytes", "a second"]
 Ratio = Literal["cost", "speed"]
 Verdict = Literal["stretch", "met", "MISSED", "absent", ""]
 
@@ -53,8 +53,9 @@ class Table:
     Attributes:
         title: What is measured, in a line.
         cases: The rows. The first is the limit when the unit is seconds.
-        unit: Of seconds, targets are ratios to the limit; of microseconds and bytes, they are the
-            value itself. What is measured is in seconds, or in bytes.
+        unit: Of seconds, targets are ratios to the limit; of microseconds, bytes and what there is
+            in a second, they are the value itself. What is measured is in seconds, in bytes, or
+            how many in a second.
         ratio: Whether a ratio says how much more than the limit a case costs, or how many times
             faster than the limit it is.
         number: How often a case runs in a round; ``None`` finds a number that takes long enough.

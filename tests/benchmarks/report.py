@@ -39,7 +39,7 @@ def rendered(name: str, table: Table, rows: Sequence[Row]) -> str:
     )
     cells = [head, *(_cells(row, sign) for row in rows)]
     if table.unit != "seconds":
-        show = _in_bytes if table.unit == "bytes" else _in_microseconds
+        show = _SHOWN[table.unit]
         cells = [show(line, row) for line, row in zip(cells, [None, *rows], strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -106,6 +106,14 @@ def _in_bytes(line: tuple[str, ...], row: Row | None) -> tuple[str, ...]:
 def _in_microseconds(line: tuple[str, ...], row: Row | None) -> tuple[str, ...]:
     each = line[1] if row is None or row.cost is None else f"{row.cost * 1e6:.2f} us"
     return (line[0], each, *line[4:])
+
+
+def _in_a_second(line: tuple[str, ...], row: Row | None) -> tuple[str, ...]:
+    each = line[1] if row is None or row.cost is None else f"{row.cost:.1f} a second"
+    return (line[0], each, *line[4:])
+
+
+_SHOWN = {"bytes": _in_bytes, "microseconds": _in_microseconds, "a second": _in_a_second}
 
 
 def _time(seconds: float) -> str:

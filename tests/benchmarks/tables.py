@@ -12,6 +12,12 @@ from tests.benchmarks.fan_out_latency import keeping_pace
 from tests.benchmarks.fan_out_polling import polled
 from tests.benchmarks.harness import Table
 from tests.benchmarks.import_time import importing
+from tests.benchmarks.redis import (
+    appends as redis_appends,
+    hand_over as redis_hand_over,
+    idle as redis_idle,
+)
+from tests.benchmarks.redis_follow import followed
 from tests.benchmarks.registration import churn, memory, rotation
 from tests.benchmarks.sessions import emitting, idle
 from tests.benchmarks.special_tokens import escaped, formatted, parsed
@@ -95,6 +101,10 @@ def all_tables(
         "fan-out-websocket": partial(websockets, clients),
         "fan-out-latency": partial(keeping_pace, 10 * clients, min(clients, 80)),
         "fan-out-idle": partial(held_open, 100 * clients),
+        "redis-append": partial(redis_appends, 64, streamed // 25),
+        "redis-hand-over": partial(redis_hand_over, streamed // 200),
+        "redis-idle": partial(redis_idle, 100 * clients),
+        "redis-follow": partial(followed, 10 * clients, min(clients, 50)),
         "webhooks": partial(posted, 64 * clients),
         "webhooks-waiting": partial(waiting, registered // 10),
     }

@@ -25,13 +25,13 @@ def ours(rows: list[Row]) -> list[Row]:
 
 
 def starts_a_server(name: str) -> bool:
-    return name.startswith("fan-out") or name == "webhooks"
+    return name.startswith(("fan-out", "redis")) or name == "webhooks"
 
 
 # Those that take seconds whatever their size, of which another one of the kind is tried always.
 SLOW = {
-    "fan-out-idle", "fan-out-sse", "memory", "stream-thread", "stream-thread-latency-p50",
-    "stream-thread-latency-p99",
+    "fan-out-idle", "fan-out-sse", "memory", "redis-hand-over", "redis-idle", "stream-thread",
+    "stream-thread-latency-p50", "stream-thread-latency-p99",
 }  # fmt: skip
 
 
@@ -90,6 +90,14 @@ def test_microseconds_are_judged_as_they_are() -> None:
     rows = run_once(table)
     assert [row.verdict for row in rows] == ["met", "MISSED"]
     assert "6.00 us" in rendered("t", table, rows)
+
+
+def test_what_there_is_in_a_second_is_judged_as_it_is() -> None:
+    cases = [Case("few", costing(20), target=20), Case("many", costing(20.5), target=20)]
+    table = Table("t", cases, unit="a second", number=1)
+    rows = run_once(table)
+    assert [row.verdict for row in rows] == ["met", "MISSED"]
+    assert "20.5 a second" in rendered("t", table, rows)
 
 
 @pytest.mark.parametrize(

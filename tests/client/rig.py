@@ -243,8 +243,13 @@ def close_frame(code: int) -> bytes:
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def http_client() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(verify=NO_TLS, limits=httpx2.Limits(max_connections=None))
+def http_client(**options: Any) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(verify=NO_TLS, limits=httpx2.Limits(max_connections=None), **options)
+
+
+async def raise_for_status(response: httpx2.Response) -> None:
+    """A hook that many a client has."""
+    response.raise_for_status()
 
 
 @attrs.frozen(kw_only=True)
@@ -333,4 +338,5 @@ class Taken:
             max_silence=options.get("max_silence", PATIENCE),
             priming=options.get("priming", PATIENCE),
             patience=options.get("patience", PATIENCE),
+            closing=options.get("closing", PATIENCE),
         )

@@ -71,8 +71,16 @@ def test_retry_after_is_seconds_or_a_date(text: str, seconds: float | None) -> N
 
 @given(st.text())
 def test_any_retry_after_is_some_time_or_none(text: str) -> None:
-    found = retry_after({"retry-after": text}, NOW)
-    assert found is None or found >= 0
+    for date in ("", text, "Sat, 21 Nov 2026 12:01:00 GMT"):
+        found = retry_after({"retry-after": text, "date": date}, NOW)
+        assert found is None or found >= 0
+
+
+def test_a_date_is_by_the_clock_of_the_server() -> None:
+    when = "Sat, 21 Nov 2026 15:01:00 GMT"
+    sent = "Sat, 21 Nov 2026 15:00:00 GMT"
+    assert retry_after({"retry-after": when, "date": sent}, NOW) == 60
+    assert retry_after({"retry-after": when, "date": "today"}, NOW) == 3 * 3_600 + 60
 
 
 def test_the_wait_that_is_asked_for_is_told() -> None:

@@ -45,3 +45,13 @@ def test_no_number_is_refused(value: object) -> None:
 def test_a_bound_below_the_least_is_refused() -> None:
     with pytest.raises(ValueError, match="max_delay must be at least first=40"):
         Backoff(first=40)
+
+
+@given(told=st.floats(0, 1_000), chance=st.floats(0, 1), failures=st.integers(1, 100))
+def test_who_is_told_to_come_at_once_again_and_again_waits_longer(told, chance, failures) -> None:
+    backoff = Backoff()
+    delay = backoff.delay(failures, chance=chance, told=told)
+    if failures > 3:
+        assert delay >= backoff.delay(failures, chance=chance)
+    else:
+        assert delay == min(max(told, 0.5), 300) * (1 + 0.5 * chance)

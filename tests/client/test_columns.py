@@ -23,6 +23,8 @@ LINES = st.text(st.one_of(st.characters(), st.sampled_from(" a\u9727\u0301\ufe0f
         ("\ud800", " "),
         ("\u2764\ufe0f", "\u2764"),
         ("\u9727 e\u0301", "\u9727 e\u0301"),
+        ("a\ufe00b\U000e0100c\u034fd\u180be\u17b4f\u3164g\uffa0h\u115fi", "abcdefghi"),
+        ("a\u2800b", "a b"),
     ],
 )
 def test_what_a_terminal_would_obey_is_taken_out(text: str, shown: str) -> None:
@@ -103,3 +105,10 @@ def test_rows_that_are_full_stay_as_they_are_when_more_comes(
     """So only the last one need be kept."""
     *full, last = fold(text, room, room)
     assert fold(text + more, room, room) == [*full, *fold(last + more, room, room)]
+
+
+@pytest.mark.parametrize("room", [2, 79, 10_000])
+def test_marks_that_take_no_column_fill_a_row_all_the_same(room: int) -> None:
+    rows = fold("\u0301" * 20_000, room, room)
+    assert max(map(len, rows)) == min(8 * room, 4_000)
+    assert len(cut("\u0301" * 20_000, room)) <= min(8 * room, 4_000) + 3

@@ -174,6 +174,35 @@ async def test_its_state_and_its_trouble_are_told() -> None:
         assert (events.state, events.trouble) == ("failed", "no session 's1'")
 
 
+@pytest.mark.parametrize("answer", [dropped, told(503)])
+async def test_a_server_that_breaks_off_or_is_busy_was_reached(answer: Answer) -> None:
+    noting = Noting()
+    async with scripted(answer) as server, following(server.url, backoff=noting) as events:
+        await noting.grown.wait()
+        assert events.was_reached
+
+
+async def test_a_server_that_lets_it_in_was_reached() -> None:
+    async with scripted(BY_SSE) as server, following(server.url) as events:
+        assert not events.was_reached
+        await anext(events)
+        assert events.was_reached
+
+
+async def test_where_nobody_is_or_all_is_denied_none_was_reached() -> None:
+    async with listening(lambda _: anyio.sleep(0)) as port:
+        pass
+    noting = Noting()
+    url = f"http://127.0.0.1:{port}/callbacks/sessions/s1"
+    async with following(url, backoff=noting) as events:
+        await noting.grown.wait()
+        assert not events.was_reached
+    noting = Noting()
+    async with scripted(told(405)) as server, following(server.url, backoff=noting) as events:
+        await noting.grown.wait()
+        assert not events.was_reached
+
+
 # Broken anywhere.
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
 
 import anyio
 import httpx2
@@ -10,7 +11,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from callbackkit.client import follow
-from callbackkit.errors import AccessDeniedError, PositionError
+from callbackkit.errors import AccessDeniedError, PositionError, UnknownSessionError
 from callbackkit.events import Position
 from callbackkit.wire.envelope import gap_event
 from tests.client.rig import (
@@ -74,6 +75,17 @@ async def test_cancelling_the_block_leaves_nothing() -> None:
         await server.settled()
 
 
+@pytest.mark.parametrize(
+    ("answer", "state"), [(streamed(primed(), sse(end(0))), "ended"), (told(404), "failed")]
+)
+async def test_what_became_of_it_stays_told_when_the_block_is_left(answer, state: str) -> None:
+    async with scripted(answer) as server:
+        async with following(server.url) as events:
+            with suppress(StopAsyncIteration, UnknownSessionError):
+                await anext(events)
+        assert events.state == state
+
+
 async def test_it_is_used_as_a_block_and_once() -> None:
     events = follow(URL)
     with pytest.raises(RuntimeError, match="async with follow"):
@@ -131,10 +143,10 @@ async def test_coming_back_it_goes_on_behind_what_was_handed_on() -> None:
 async def test_where_it_began_is_known_before_the_first_event() -> None:
     answer = in_turn(streamed(primed("e-4")), streamed(primed("e-4"), sse(event(5), end(5))))
     async with scripted(answer) as server:
-        events, _ = await all_of(server.url, after="now")
+        events, _ = await all_of(server.url)
     assert numbers(events) == [5]
-    told_of = [each.headers["last-event-id"] for each in server.requests]
-    assert told_of == ["now", "e-4"]
+    told_of = [each.headers.get("last-event-id") for each in server.requests]
+    assert told_of == [None, "e-4"]
 
 
 async def test_a_gap_is_an_event_and_another_epoch_is_gone_on_in() -> None:
@@ -279,6 +291,26 @@ def test_a_gap_may_be_named_among_the_types() -> None:
 def test_a_url_with_a_password_is_refused() -> None:
     with pytest.raises(ValueError, match="no user or password") as raised:
         follow("https://me:hunter2@host/callbacks/sessions/7f")
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://\u2603.localhost/sessions/x", "http://host/sessions/\ud800"]
+)
+def test_a_url_that_can_not_be_sent_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="url can't be sent") as raised:
+        follow(url)
+    assert type(raised.value) is ValueError
+
+
+@pytest.mark.parametrize("proxy", ["ftp://me:hunter2@host", "http://\u2603", "http://[::hunter2"])
+async def test_a_proxy_that_is_none_is_told_without_its_secrets(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    async with follow(URL) as events:
+        with pytest.raises(ValueError, match="see HTTP_PROXY") as raised:
+            await anext(events)
     assert "hunter2" not in str(raised.value)
 
 

@@ -69,3 +69,19 @@ def test_where_the_server_begins_counts_as_long_as_nothing_else_is_known() -> No
 def test_what_is_no_position_is_refused(after: object, error: type[Exception]) -> None:
     with pytest.raises(error):
         Place(after)
+
+
+@pytest.mark.parametrize(
+    ("after", "newest", "has_reached"),
+    [
+        ("e-3", "e-3", True),
+        ("e-2", "e-3", False),
+        ("e-4", "e-3", False),
+        ("f-3", "e-3", False),
+        (None, "e-3", False),
+        (None, "e-0", True),
+        ("now", "e-3", True),
+    ],
+)
+def test_it_has_reached_the_newest_event_where_that_is_its_own(after, newest, has_reached) -> None:
+    assert Place(after).has_reached(Position.parse(newest)) is has_reached

@@ -1,6 +1,9 @@
 """Asking again and again."""
 
+from collections.abc import AsyncGenerator
+
 import anyio
+import httpx2
 import pytest
 
 from callbackkit.client.answers import BlockedError, LostError
@@ -138,3 +141,33 @@ async def test_a_server_that_does_not_answer_is_left() -> None:
     _, _, (error, _) = await follow(silence, after="now", patience=0.05)
     assert type(error) is LostError
     assert "in time" in str(error)
+
+
+async def test_a_page_may_take_as_long_as_bytes_of_it_come() -> None:
+    """With each of them the time begins anew that may pass until the next."""
+    body = b'{"events": [], "has_more": false, "cursor": "e-5"}'
+    left: list[float] = []
+
+    async def drip() -> AsyncGenerator[bytes]:
+        ends = 0.0
+        for at in range(len(body)):
+            assert anyio.current_effective_deadline() > ends
+            ends = anyio.current_effective_deadline()
+            left.append(ends - anyio.current_time())
+            yield body[at : at + 1]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        content = drip() if request.url.path.endswith("/events") else b""
+        return httpx2.Response(200 if content else 410, headers=JSON, content=content)
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
+        line = Taken().line(client, "http://host/sessions/s1", max_silence=45.0)
+        with pytest.raises(SessionDeletedError):
+            await follow_polling(line)
+    assert (str(line.place), len(left)) == ("e-5", len(body))
+    assert 40 < min(left) <= max(left) <= 45
+
+
+async def test_nothing_is_compressed_on_the_way() -> None:
+    _, server, _ = await follow(page(cursor="e-5"), state())
+    assert [each.headers["accept-encoding"] for each in server.requests] == ["identity"] * 2

@@ -193,7 +193,7 @@ async def test_a_server_that_is_killed_or_stopped_loses_and_doubles_nothing(
 ) -> None:
     readers = [Reader(method) for method in ("auto", *METHODS)]
     run = anyio.to_thread.run_sync
-    with Server(tmp_path / "events.db", open=False) as server, anyio.fail_after(3 * PATIENCE):
+    with Server(tmp_path / "events.db", open=False) as server, anyio.fail_after(5 * PATIENCE):
         session = await run(server.session)
         async with anyio.create_task_group() as tasks:
             for reader in readers:

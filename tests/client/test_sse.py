@@ -24,7 +24,9 @@ from tests.client.rig import (
     end,
     event,
     http_client,
+    in_turn,
     numbers,
+    page,
     primed,
     scripted,
     silence,
@@ -54,6 +56,9 @@ async def test_the_end_of_the_session_ends_it() -> None:
     (request,) = server.requests
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
     assert request.headers["accept"] == "text/event-stream"
+    # What is compressed is collected first, and what is kept is another time.
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["cache-control"] == "no-store"
     assert (request.query, "last-event-id" in request.headers) == ("", False)
     assert server.open == 0
 
@@ -66,10 +71,16 @@ async def test_it_goes_on_behind_its_position() -> None:
 
 
 async def test_a_stream_that_breaks_before_its_first_event_leaves_its_beginning() -> None:
-    _, server, (error, place) = await follow(streamed(primed("e-7")), after="now")
+    _, _, (error, place) = await follow(streamed(primed("e-7")))
     assert isinstance(error, LostError)
     assert place == "e-7"
-    assert server.requests[0].headers["last-event-id"] == "now"
+
+
+async def test_now_is_looked_up_so_that_it_is_not_when_a_stream_was_given_up() -> None:
+    answer = by_way(state=state(position="e-7"), sse=streamed(hold=True))
+    _, server, (error, place) = await follow(answer, after="now", priming=0.05)
+    assert (type(error), place, server.ways) == (BlockedError, "e-7", ["", "/sse"])
+    assert server.requests[1].headers["last-event-id"] == "e-7"
 
 
 async def test_the_beginning_never_hides_the_events_that_come_with_it() -> None:
@@ -173,6 +184,18 @@ async def test_nothing_more_means_that_the_session_has_ended_if_it_has() -> None
     await follow(by_way(sse=told(204), state=state("ended")))
     _, _, (error, _) = await follow(by_way(sse=told(204), state=state("active")))
     assert isinstance(error, LostError)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"), [("e-1", [2, 3]), (None, [2, 3]), ("e-3", []), ("now", [])]
+)
+async def test_nothing_more_is_not_believed_where_the_session_has_more(after, expected) -> None:
+    """Somebody between may answer 204, too."""
+    rest = in_turn(page(event(2), event(3)), page(cursor="e-3"))
+    answer = by_way(sse=told(204), state=state("ended", "e-3"), events=rest)
+    taken, server, place = await follow(answer, after=after)
+    assert (numbers(taken.events), place) == (expected, "e-3")
+    assert ("/events" in server.ways) is bool(expected)
 
 
 async def test_a_server_that_does_not_answer_is_left() -> None:

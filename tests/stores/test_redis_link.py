@@ -1,13 +1,17 @@
+import asyncio
 import gc
 import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import coredis
 import pytest
 
 from callbackkit.errors import StoreError, StoreUnavailableError, UnknownSessionError
@@ -84,6 +88,42 @@ async def test_verbs_of_many_tasks_go_in_few_calls(store: RedisStore, url: str) 
             tasks.start_soon(store.append, "s", "progress", BODY)
     assert calls() - before < 100
     assert await numbers(store) == list(range(1, 1_001))
+
+
+async def test_partitions_share_two_connections_or_one_if_there_may_be_no_more(url: str) -> None:
+    def asked_by(name: str) -> list[str]:
+        clients = call(url, "CLIENT", "LIST", "TYPE", "normal").decode().splitlines()
+        mine = [each for each in clients if f" name={name} " in each]
+        return [each for each in mine if " cmd=eval" in each]
+
+    for most, wanted in ((None, 2), (1, 1)):
+        name = fresh_prefix()
+        link = link_to(partial(coredis.Redis.from_url, url, client_name=name, max_connections=most))
+        verbs = [Verb(each % 2, "count", []) for each in range(10)]
+        with anyio.fail_after(10):
+            await link.do(verbs)
+        assert [each.result for each in verbs] == [[b"0"]] * 10
+        assert len(asked_by(name)) == wanted
+        await link.aclose()
+
+
+async def test_connections_that_were_lost_meanwhile_are_made_anew() -> None:
+    with Server() as server:
+        link = link_to(client_of(server.url, timeout=5))
+        await link.do([Verb(0, "count", [])])
+        assert link._shift is not None
+        client = link._shift._client
+        lost = client._line
+        assert lost is not None
+        server.call("CLIENT", "KILL", "TYPE", "normal")
+        with anyio.fail_after(10):
+            while not lost.is_broken:
+                await anyio.lowlevel.checkpoint()
+        verb = Verb(0, "count", [])
+        await link.do([verb])
+        assert verb.error is None
+        assert client._line is not lost
+        await link.aclose()
 
 
 async def test_a_cancelled_task_goes_on_at_once_and_its_append_is_done(url: str) -> None:
@@ -388,6 +428,28 @@ async def test_an_answer_of_another_shape_is_an_error_of_each_verb(url: str) -> 
     await link.aclose()
 
 
+async def test_it_is_closed_though_its_end_is_taken_for_a_failure_to_connect(url: str) -> None:
+    class Stubborn(Half):
+        def pubsub(self, **_options: object) -> Any:
+            return self.listen()
+
+        @asynccontextmanager
+        async def listen(self) -> AsyncIterator[Any]:
+            connecting.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise Boom("could not connect") from None
+            yield self
+
+    connecting = threading.Event()
+    link = link_to(lambda: Stubborn(url, []))
+    await link.do([Verb(0, "count", [])])
+    with anyio.fail_after(10):
+        await anyio.to_thread.run_sync(connecting.wait)
+        await link.aclose()
+
+
 async def test_an_unknown_verb_is_an_error_of_its_own(url: str) -> None:
     link = link_to(client_of(url, timeout=5))
     verbs = [Verb(0, "count", []), Verb(0, "nonsense", []), Verb(0, "count", [])]
@@ -406,9 +468,7 @@ async def test_what_no_wake_told_of_is_found_by_looking(url: str) -> None:
     await writer.create_session(new())
 
     def deaf() -> Any:
-        client = client_of(url, timeout=5)()
-        client.pubsub = None
-        return client
+        return Half(url, [])
 
     link = Link(deaf, prefix=prefix, partitions=2, timeout=5, reconcile=0.05, clock=None)
     with link.wakes.watch("s") as watch:
@@ -527,9 +587,11 @@ async def test_a_list_of_changes_that_was_lost_is_told(url: str) -> None:
 
 
 def test_a_call_is_bounded_in_verbs_and_bytes() -> None:
-    small = deque(Verb(0, "touch", ["s", ""]) for _ in range(300))
+    small = deque(Verb(0, "append", ["s", ""]) for _ in range(300))
     assert [len(_take(small)) for _ in range(3)] == [128, 128, 44]
+    light = deque(Verb(0, "touch", ["s", ""]) for _ in range(600))
+    assert [len(_take(light)) for _ in range(2)] == [512, 88]
     large = deque(Verb(0, "append", [b"x" * 262_144]) for _ in range(5))
     assert [len(_take(large)) for _ in range(2)] == [4, 1]
     reads = deque(Verb(0, "read", ["s"]) for _ in range(100))
-    assert len(_take(reads)) == 63
+    assert len(_take(reads)) == 64

@@ -382,6 +382,31 @@ async def test_what_passed_before_does_not_count_and_a_cut_is_taken_back(
     await passes(client, peer, 100)
 
 
+# A failover.
+
+
+async def test_who_comes_after_a_failover_meets_another_server(proxy, client, peer) -> None:
+    async with Server() as other:
+        proxy.lead_to("127.0.0.1", other.port)
+        await passes(client, peer)
+        async with await Client.to(proxy.port) as later:
+            await passes(later, await other.accept())
+        await passes(client, peer)
+
+
+async def test_a_failover_changes_no_weather(proxy) -> None:
+    async with Server() as other:
+        proxy.refuse()
+        proxy.lead_to("127.0.0.1", other.port)
+        assert await refused(proxy.port)
+        proxy.black_hole()
+        async with await Client.to(proxy.port) as client:
+            await client.send(b"?")
+            # Where it leads is asked when it is left to pass.
+            proxy.pass_on()
+            assert await (await other.accept()).exactly(1) == b"?"
+
+
 # Its life.
 
 
