@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 try:
     import coredis
@@ -367,9 +367,12 @@ def _encoded(channel: str) -> bytes:
 
 def _with_name_checked(url: str) -> str:
     """Return a URL by which the certificate has to be of the host, unless it says otherwise."""
-    if not url.startswith("rediss://") or "ssl_check_hostname=" in url:
+    base = url.partition("#")[0]
+    asked = parse_qs(base.partition("?")[2])
+    is_told = "ssl_check_hostname" in asked or asked.get("ssl_cert_reqs") == ["none"]
+    if is_told or not url.startswith("rediss://"):
         return url
-    return f"{url}{'&' if '?' in url else '?'}ssl_check_hostname=true"
+    return f"{base}{'&' if '?' in base else '?'}ssl_check_hostname=true"
 
 
 def client_of(url: str, *, timeout: float) -> Callable[[], Any]:

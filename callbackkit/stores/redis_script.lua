@@ -428,8 +428,6 @@ function verbs.changes(gen, after, limit)
   return { 'ok', M.gen, newest, '1', ids }
 end
 
--- Sums that were lost are made anew from the sessions there are; what sessions that were lost owed
-
 make_rest = function()
   local LETTER_KEPT, MOST_ATTEMPTS = 604800, 100
 
@@ -922,7 +920,9 @@ make_rest = function()
   -- Every session is in :chk, too: that some were lost shows by that.
   local function restore_ids()
     local ids, all = call('ZCARD', T .. ':ids'), call('ZCARD', T .. ':chk')
-    if ids < all or ids == 0 and call('EXISTS', T .. ':ch') == 1 then
+    -- So is every one in :ch, but for "".
+    local noted = call('ZCARD', T .. ':ch') - (call('ZSCORE', T .. ':ch', '') and 1 or 0)
+    if ids < math.max(all, noted) then
       call('ZUNIONSTORE', T .. ':ids', 3, T .. ':ids', T .. ':ch', T .. ':chk', 'WEIGHTS', 0, 0, 0)
       call('ZREM', T .. ':ids', '')
     end
@@ -994,6 +994,7 @@ make_rest = function()
   end
 
   local function restore_all_due(method)
+    restore_ids()
     set_meta('due:' .. method, text(call('ZCARD', T .. ':due:' .. method)))
     for _, id in ipairs(call('ZRANGE', T .. ':ids', 0, -1)) do
       if call('HGET', T .. ':s:' .. id, 'me') == method then
@@ -1011,6 +1012,7 @@ make_rest = function()
   function verbs.sweep(limit)
     local gone, checked = {}, 0
     limit = tonumber(limit)
+    restore_ids()
     if call('ZCARD', T .. ':chk') < call('ZCARD', T .. ':ids') then check_all() end
     local due = call('ZRANGEBYSCORE', T .. ':chk', '-inf', NOW, 'WITHSCORES', 'LIMIT', 0, limit)
     for i = 1, #due, 2 do
@@ -1223,6 +1225,7 @@ make_rest = function()
     local sums = { sessions = 0, active = 0 }
     for _, name in ipairs(SUMS) do sums[name] = 0 end
     local dues = {}
+    restore_ids()
     for _, id in ipairs(call('ZRANGE', T .. ':ids', 0, -1)) do
       local f = call('HMGET', T .. ':s:' .. id, 'st', 'n', 'se', 'fa', 'ex', 're', 'me')
       if f[1] then

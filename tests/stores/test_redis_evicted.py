@@ -70,6 +70,22 @@ async def test_a_set_that_was_lost_and_written_again_is_made_whole(
     assert [each.id for each in await store.sessions()] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("lost", [("ids", "due:webhook"), ("ids", "meta")])
+async def test_of_two_sets_that_were_lost_at_once_nothing_is_missed(
+    url: str, prefix: str, store: RedisStore, lost: tuple[str, str]
+) -> None:
+    for name in ("a", "b"):
+        await store.create_session(pushing(name))
+        await store.append(name, "progress", BODY)
+    assert call(url, "DEL", *(key(prefix, each) for each in lost)) == 2
+    await store.create_session(pushing("c"))
+    claims = (await store.claim(methods=["webhook"], limit=10, lease=5)).claims
+    assert sorted(each.session_id for each in claims) == ["a", "b"]
+    assert [each.id for each in await store.sessions()] == ["a", "b", "c"]
+    totals = await store.totals()
+    assert (totals.sessions, totals.queued) == (3, 2)
+
+
 async def test_a_session_that_is_created_anew_has_nothing_of_one_that_was_lost(
     url: str, prefix: str, store: RedisStore
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from callbackkit.errors import StoreError, StoreUnavailableError
 from callbackkit.stores.redis import RedisStore
+from callbackkit.stores.redis_client import client_of
 from tests.stores.redis_given import ATTEMPT, BODY, claim_one, key, new, pushing
 from tests.stores.redis_server import Server, call, fresh_prefix, marks, shared_server
 
@@ -87,6 +88,24 @@ def test_a_database_that_is_no_number_is_refused(path: str) -> None:
     for scheme in ("redis", "rediss"):
         with pytest.raises(ValueError, match="url is not one of Redis"):
             RedisStore.from_url(f"{scheme}://:secret@localhost/{path}")
+
+
+@pytest.mark.parametrize(
+    ("rest", "is_checked"),
+    [
+        ("", True),
+        ("/0#part", True),
+        ("?ssl_check_hostname=", True),
+        ("?ssl_cert_reqs=required", True),
+        ("?ssl_check_hostname=false", False),
+        ("?ssl_cert_reqs=none", False),
+    ],
+)
+def test_by_tls_the_certificate_has_to_be_of_the_host(rest: str, is_checked: bool) -> None:
+    """Unless it is said otherwise; that of a password is nothing that is said."""
+    client = client_of(f"rediss://u:ssl_check_hostname=@h{rest}", timeout=1)()
+    context = client.connection_pool.connection_kwargs["ssl_context"]
+    assert context.check_hostname is is_checked
 
 
 @pytest.mark.parametrize(
